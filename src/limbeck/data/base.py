@@ -1,0 +1,91 @@
+"""What data is to the rest of the library: sources of batches by index, and facts about them.
+
+A :class:`Source` answers ``batch(indices, view)``: a dictionary of tensors for those rows. Which rows, in which order,
+with which augmentation follows from the seed and the step alone (:mod:`limbeck.data.stream`), so a run that was cut
+off goes on with exactly the batch it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Facts about data that models, methods and metrics are built from.
+
+    Attributes:
+        task: what is predicted; decides the default metrics.
+        shape: of one input, channels first, without the batch ([C, H, W], [F], or [T] for tokens).
+        classes: number of classes, if labelled.
+        class_names: a name for each class.
+        vocab_size: size of the vocabulary, for tokens.
+        tokenizer_hash: content hash of the tokenizer, for tokens (vocabularies are compared by it, not by width).
+        mean, std: per channel, of what ``batch`` returns before any further scaling (images are scaled to [0, 1]
+            and then normalised by these, so they let a figure undo it).
+        licence: of the data, as its owner states it.
+    """
+
+    task: Literal["classification", "language", "generation"] = "classification"
+    shape: tuple[int, ...] = ()
+    classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    vocab_size: int | None = None
+    tokenizer_hash: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    licence: str | None = None
+
+    def offers(self) -> dict[str, Any]:
+        """What a model's signature may ask for by name."""
+        image = len(self.shape) == 3
+        return {
+            "shape": self.shape or None,
+            "in_channels": self.shape[0] if image else None,
+            "image_size": self.shape[-1] if image else None,
+            "in_features": int(torch.tensor(self.shape).prod()) if self.shape else None,
+            "dim": self.shape[0] if len(self.shape) == 1 else None,
+            "classes": self.classes,
+            "num_classes": self.classes,
+            "vocab_size": self.vocab_size,
+            "context": self.shape[0] if self.task == "language" and self.shape else None,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows that can be fetched by index. ``fingerprint`` names the content (a cache and a run are tied to it)."""
+
+    spec: DataSpec
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, view: int = 0) -> Batch:
+        """Rows ``indices`` (int64 [B]) as tensors of leading size B, with ``id`` (int64 [B]) and ``view`` (int).
+
+        ``view`` numbers the augmentation: the same (id, view) gives the same tensors, always.
+        """
+        ...
+
+
+@dataclass
+class Data:
+    """What a data block builds: the splits. ``train`` may be missing (data-free), ``test`` judges, ``val`` selects."""
+
+    spec: DataSpec
+    train: Source | None = None
+    test: Source | None = None
+    val: Source | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
