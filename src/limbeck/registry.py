@@ -1,8 +1,8 @@
 """Names of parts, found by convention and read without importing them.
 
 A *part* is anything a recipe can name: a method, a model, a data source, a loss, a metric, an optimizer, a schedule.
-It is a function or class marked ``@register("<kind>")`` in a file that its kind points to: for the kind ``model`` every
-``models.py`` and every file of a ``models/`` folder in the package (likewise ``losses``, ``metrics``, ``methods``, ...).
+It is a function or class marked ``@register("<kind>")`` in a file that its kind points to: for the kind ``model``
+every ``models.py`` and every file of a ``models/`` folder in the package (likewise ``losses``, ``metrics``, ...).
 Methods take their name from their file, everything else from the function. No list needs an edit.
 
 A part's signature is its schema. It is read from the source with :mod:`ast`, so that a recipe is checked without
@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from limbeck.errors import UserError
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent
@@ -47,19 +49,16 @@ class UnknownNameError(LookupError):
         super().__init__(f"no {kind} is called '{name}'{says}")
 
 
-class PartError(ValueError):
+class PartError(UserError):
     """A part cannot be loaded or built; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """``name:`` and the keyword arguments of what it names. Annotate a parameter ``Block["model"]`` to nest a part."""
+    """``name:`` and the keyword arguments of what it names. A parameter that nests a part is a ``ModelBlock`` etc."""
 
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
-
-    def __class_getitem__(cls, kind: str) -> Any:
-        return Annotated[cls, Kind(kind)]
 
     def tree(self) -> dict[str, Any]:
         """The block as plain maps and lists, as a recipe spells it."""
@@ -71,6 +70,14 @@ class Kind:
     """Marks an annotation: the value is a block that names a part of this kind."""
 
     name: str
+
+
+ModelBlock = Annotated[Block, Kind("model")]
+LossBlock = Annotated[Block, Kind("loss")]
+TransformBlock = Annotated[Block, Kind("transform")]
+ProjectorBlock = Annotated[Block, Kind("projector")]
+OptimizerBlock = Annotated[Block, Kind("optimizer")]
+ScheduleBlock = Annotated[Block, Kind("schedule")]
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,24 @@ class Param:
         return self.default is REQUIRED
 
 
+COMMON: dict[str, tuple[Param, ...]] = {
+    "loss": (
+        Param("weight", float, 1.0, "float"),
+        Param("student", str | None, None, "str | None"),
+        Param("teacher", str | None, None, "str | None"),
+        Param("projector", ProjectorBlock | None, None, "ProjectorBlock | None"),
+    )
+}
+"""Arguments that every part of a kind has in a recipe beside its own: how a loss is wired by ``compose``."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """A named part: where it is and what it takes. :meth:`load` imports it."""
+    """A named part: where it is and what it takes. :meth:`load` imports it.
+
+    ``params`` are what a recipe may set, ``handed`` the names of what the library passes by position, ``open`` says
+    that any further argument is taken, ``facts`` are literals known without importing.
+    """
 
     kind: str
     name: str
@@ -98,6 +120,7 @@ class Part:
     module: str
     qualname: str
     params: tuple[Param, ...] = ()
+    handed: tuple[str, ...] = ()
     open: bool = False
     doc: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -188,15 +211,30 @@ def build(kind: str, block: Block, *handed: Any, offers: Mapping[str, Any] | Non
     Raises:
         PartError: an argument has no value, or the part itself refused its arguments (its message is kept).
     """
+    whole = complete(kind, block, offers)
+    target = find(kind, block.name).load()
+    try:
+        inspect.signature(target).bind(*handed, **whole.args)
+    except TypeError as error:
+        raise PartError(f"{kind} '{block.name}': {error}") from error
+    return target(*handed, **whole.args)
+
+
+def complete(kind: str, block: Block, offers: Mapping[str, Any] | None = None) -> Block:
+    """The block with the arguments that the recipe left out filled from what is offered.
+
+    Raises:
+        PartError: an argument has no value.
+    """
     part = find(kind, block.name)
     arguments = dict(block.args)
     for p in part.params:
-        if p.name not in arguments and offers is not None and p.name in offers and offers[p.name] is not None:
+        if p.name not in arguments and offers is not None and offers.get(p.name) is not None:
             arguments[p.name] = offers[p.name]
     missing = [p.name for p in part.params if p.required and p.name not in arguments]
     if missing:
         raise PartError(f"{kind} '{block.name}' needs {', '.join(missing)}: give it in the recipe")
-    return part.load()(*handed, **arguments)
+    return Block(block.name, arguments)
 
 
 def clear() -> None:
@@ -287,7 +325,8 @@ def _read(path: Path, node: ast.FunctionDef | ast.ClassDef, call: ast.Call) -> P
         family=_family_of(path),
         module=module,
         qualname=node.name,
-        params=tuple(_ast_params(init)) if init else (),
+        params=(*(_ast_params(init) if init else ()), *COMMON.get(said[0], ())),
+        handed=tuple(a.arg for a in init.args.args if a.arg != "self") if init else (),
         open=bool(init and init.args.kwarg),
         doc=ast.get_docstring(node) or "",
         facts=facts,
@@ -330,6 +369,7 @@ def _namespace() -> dict[str, Any]:
         "Mapping": Mapping,
         "Sequence": typing.Sequence,
         "Block": Block,
+        **{n: v for n, v in globals().items() if n.endswith("Block")},
     }
 
 
@@ -379,9 +419,17 @@ def _from_object(kind: str, name: str, target: Any) -> Part:
             default = REQUIRED if p.default is p.empty else p.default
             params.append(Param(p.name, annotation, default, source or inspect.formatannotation(annotation)))
     return Part(
-        kind, name, "user", getattr(target, "__module__", ""), getattr(target, "__qualname__", name), tuple(params),
-        is_open, inspect.getdoc(target) or "", facts,
-    )  # fmt: skip
+        kind=kind,
+        name=name,
+        family="user",
+        module=getattr(target, "__module__", ""),
+        qualname=getattr(target, "__qualname__", name),
+        params=(*params, *COMMON.get(kind, ())),
+        handed=tuple(p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD),
+        open=is_open,
+        doc=inspect.getdoc(target) or "",
+        facts=facts,
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -20,10 +20,9 @@ from limbeck.engine.noise import normal, uniform
 if TYPE_CHECKING:
     from limbeck.data.base import DataSpec
     from limbeck.engine.teacher import Teacher
-    from limbeck.registry import Block
 
 Batch = dict[str, Any]
-"""What a stream gives: ``input`` or ``input_ids``, ``label`` or ``labels``, always ``id`` (int64 [B]) and ``view`` (int)."""
+"""What a stream gives: ``input`` or ``input_ids``, ``label`` or ``labels``, always ``id`` (int64 [B]) and ``view``."""
 
 
 @dataclass
@@ -65,12 +64,16 @@ class Update:
     """One optimizer step of one learner (or of several that step together), from named terms."""
 
     role: str | tuple[str, ...]
-    terms: dict[str, Term]
+    terms: dict[str, Term] | Callable[[], dict[str, Term]]
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The learners that step, as a tuple."""
         return (self.role,) if isinstance(self.role, str) else self.role
+
+    def evaluate(self) -> dict[str, Term]:
+        """The terms; computed now if they were given as a function (then a learner that is not due costs nothing)."""
+        return self.terms() if callable(self.terms) else self.terms
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,14 @@ class Parts:
         student: the network that the run delivers.
         teachers: by role (``teacher``, or the names in the recipe's ``teachers:``).
         data: shape, classes or vocabulary of the data; ``None`` for data-free runs.
-        build: builds a part from a block, e.g. ``parts.build("model", block)``; the data's facts are offered to it.
+        offers: what a part may ask for by name when a method builds one (``registry.build(..., offers=parts.offers)``).
         streams: the training sources by name, for the few methods that look at the data before they start.
     """
 
     student: nn.Module
     teachers: dict[str, Teacher] = field(default_factory=dict)
     data: DataSpec | None = None
-    build: Callable[[str, Block], Any] | None = None
+    offers: Mapping[str, Any] = field(default_factory=dict)
     streams: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -168,6 +171,8 @@ class Method:
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """Items of each unit in a batch, from the batch alone: what terms are divided by under accumulation."""
         counts: dict[str, int | Tensor] = {"samples": len(batch["id"])}
+        if "label" in batch:
+            counts["labelled"] = (batch["label"] != -100).sum()
         if "labels" in batch:
             counts["tokens"] = (batch["labels"][:, 1:] != -100).sum()
         return counts

@@ -1,0 +1,150 @@
+"""Judging a condensed set by what it is for: training networks on it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
+from limbeck.data.base import DataSpec
+from limbeck.errors import UserError
+from limbeck.metrics.base import Evaluation, Scores
+from limbeck.registry import Block, ModelBlock, register
+
+SHOWN = 10
+"""Images of each class that the details hold, at most."""
+
+SHOWN_IN_ALL = 200
+"""Images that the details hold, at most."""
+
+
+@register(
+    "metric",
+    task={"classification"},
+    better={
+        "fresh_accuracy": "higher",
+        "fresh_accuracy_std": "lower",
+        "images": "lower",
+        "image_bytes": "lower",
+        "label_bytes": "lower",
+    },
+    labels={
+        "fresh_accuracy": ("Accuracy of fresh networks", "%"),
+        "fresh_accuracy_std": ("Spread over fresh networks", "%"),
+        "images": ("Images", ""),
+        "image_bytes": ("Images", "bytes"),
+        "label_bytes": ("Labels", "bytes"),
+    },
+)
+def fresh_networks(
+    evaluation: Evaluation,
+    *,
+    networks: int = 3,
+    epochs: int = 300,
+    architectures: list[ModelBlock] | None = None,
+    lr: float = 0.01,
+    batch_size: int = 256,
+    augment: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...] = (
+        "color", "crop", "cutout", "flip", "scale", "rotate",
+    ),
+) -> Scores:  # fmt: skip
+    """Train fresh networks on the model's images and test them: mean and spread of their accuracy.
+
+    The protocol of the condensation papers (Zhao et al., arXiv 2006.05929 and 2102.08259): random weights, SGD with
+    momentum 0.9 and weight decay 5e-4, the rate divided by 10 at half of the epochs, augmentation without pairing.
+    They train 20 networks for 1000 epochs (300 in the first paper). ``images`` counts image-equivalents: stored
+    numbers by the numbers of one image.
+
+    Args:
+        evaluation: the images that are judged, and the test split.
+        networks: fresh networks of each architecture.
+        epochs: passes over the images.
+        architectures: what is trained; by default the papers' ConvNet of 128 channels.
+        lr: learning rate of the first half.
+        batch_size: images a step.
+        augment: operations; none where empty. Leave out ``flip`` for digits and text.
+
+    Raises:
+        UserError: the model is not a set of images with labels, or the test split has no labels.
+    """
+    if evaluation.spec is None or networks < 1:
+        raise UserError("fresh_networks needs a data block, and 'networks' at least 1")
+    images, labels = _condensed(evaluation.model)
+    test, truth = _test_set(evaluation)
+    found: dict[str, list[float]] = {}
+    for block in architectures or [paper_convnet(evaluation.spec.shape)]:
+        for number in range(networks):
+            key = (evaluation.seed, "fresh network", str(block.tree()), number)
+            network = fresh_network(block, evaluation.spec.offers(), key, images.device)
+            post_train(
+                network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, ops=tuple(augment), key=key
+            )
+            found.setdefault(_title(block), []).append(accuracy(network, test, truth, evaluation.batch_size))
+    scores = [score for each in found.values() for score in each]
+    values = {"fresh_accuracy": statistics.fmean(scores), "fresh_accuracy_std": statistics.pstdev(scores)}
+    return Scores(
+        {**values, **_sizes(evaluation.model, evaluation.spec)},
+        {"fresh_accuracies": found, "images": picture(images, labels, evaluation.spec)},
+    )
+
+
+def picture(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
+    """Images [N, C, H, W] for a report: values in [0, 1] (the normalisation undone), the first few of each class.
+
+    Gives ``pixels`` (nested lists [M, C, H, W]), ``labels`` [M] and, where the data has them, ``names`` [M].
+    """
+    hard = (labels if labels.dim() == 1 else labels.argmax(1)).tolist()
+    seen: dict[int, int] = {}
+    rows: list[int] = []
+    for row, label in enumerate(hard):
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= SHOWN and len(rows) < SHOWN_IN_ALL:
+            rows.append(row)
+    view = (-1, *[1] * (images.dim() - 2))
+    shown = images[rows].detach().cpu().double()
+    if spec.mean and spec.std:
+        shown = shown * torch.tensor(spec.std).view(view) + torch.tensor(spec.mean).view(view)
+    shown = (shown.clamp(0, 1) * 1000).round() / 1000
+    named = {"names": [spec.class_names[hard[r]] for r in rows]} if spec.class_names else {}
+    return {"pixels": shown.tolist(), "labels": [hard[r] for r in rows], **named}
+
+
+@torch.no_grad()
+def _condensed(model: nn.Module) -> tuple[Tensor, Tensor]:
+    try:
+        images, labels = model()
+    except (TypeError, ValueError):
+        name = type(model).__name__
+        raise UserError(
+            f"fresh_networks judges a set of images (a student like synthetic_images), not {name}"
+        ) from None
+    return images.detach().clone(), labels
+
+
+def _test_set(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    batches = list(evaluation.batches())
+    if any("label" not in batch for batch in batches):
+        raise UserError("fresh_networks tests networks on labelled images, and the test split has no labels")
+    images, labels = (torch.cat([batch[name] for batch in batches]) for name in ("input", "label"))
+    return images[labels >= 0], labels[labels >= 0]
+
+
+def _sizes(model: nn.Module, spec: DataSpec) -> dict[str, float]:
+    """What the delivered state takes: labels, and everything else as images."""
+    state = model.state_dict()
+    stored = [v for name, v in state.items() if name != "labels"]
+    one = torch.Size(spec.shape).numel()
+    labels = state.get("labels")
+    return {
+        "images": sum(v.numel() for v in stored) / one,
+        "image_bytes": float(sum(v.numel() * v.element_size() for v in stored)),
+        "label_bytes": float(labels.numel() * labels.element_size()) if labels is not None else 0.0,
+    }
+
+
+def _title(block: Block) -> str:
+    said = ", ".join(f"{k}={v}" for k, v in block.tree().items() if k != "name")
+    return f"{block.name}({said})" if said else block.name

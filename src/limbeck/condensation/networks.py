@@ -1,0 +1,101 @@
+"""Where the networks that judge images come from: fresh random ones, and ones trained on a given set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limbeck.condensation.augment import augment, unpaired
+from limbeck.engine.noise import key_of, uniform
+from limbeck.errors import UserError
+from limbeck.registry import Block, build
+
+
+def paper_convnet(shape: Sequence[int]) -> Block:
+    """ConvNet-D as the papers choose it: 128 channels, stages until the map is 4 x 4 (3 for 32 pixels, 4 for 64)."""
+    return Block("convnet", {"depth": max(1, round(math.log2(shape[-1])) - 2)})
+
+
+def fresh_network(
+    block: Block, offers: Mapping[str, Any], key: Hashable, device: torch.device | None = None
+) -> nn.Module:
+    """A network with random weights that depend on ``key`` alone, in training mode. No generator is touched.
+
+    Args:
+        block: the network.
+        offers: what fills the arguments that the block leaves out (``DataSpec.offers()``).
+        key: of its random weights.
+        device: where it goes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key_of(key) % 2**63)
+        network = build("model", block, offers=offers)
+    return cast("nn.Module", network).to(device).train()
+
+
+def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network's ``features`` method, images [B, ...] -> [B, D].
+
+    Raises:
+        UserError: it has none.
+    """
+    method = getattr(network, "features", None)
+    if not callable(method):
+        name = type(network).__name__
+        raise UserError(f"matching features needs a network with a method features(images) -> [B, D]; {name} has none")
+    return method
+
+
+def post_train(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    ops: tuple[str, ...],
+    key: Hashable,
+) -> nn.Module:
+    """Train a network on a condensed set by the papers' protocol, and return it in evaluation mode.
+
+    SGD with momentum 0.9 and weight decay 5e-4, the rate divided by 10 once at half of the epochs, unpaired DSA.
+    Order and augmentation follow from ``key`` alone.
+
+    Args:
+        network: trained in place.
+        images: [N, ...].
+        labels: int64 [N], or probabilities [N, classes].
+        epochs: passes over the images.
+        lr: learning rate of the first half.
+        batch_size: images a step.
+        ops: augmentation operations; none where empty.
+        key: of all randomness.
+    """
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    samples = torch.arange(len(images))
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = lr if 2 * epoch < epochs else 0.1 * lr
+        order = uniform(samples, (1,), (key, epoch, "order"))[:, 0].argsort()
+        for number, rows in enumerate(order.split(batch_size)):
+            x, y = images[rows], labels[rows]
+            if ops:
+                x = augment(x, unpaired(len(x), (key, epoch, number), ops))
+            optimizer.zero_grad()
+            F.cross_entropy(network(x), y).backward()
+            optimizer.step()
+    return network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
+    """Share of images [N, ...] whose label [N] the network finds."""
+    hits = [network(x).argmax(1) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
+    return torch.cat(hits).double().mean().item()

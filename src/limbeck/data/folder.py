@@ -1,0 +1,223 @@
+"""Folders of pictures, decoded when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.data.arrays import FIRST_ID, Prepare, build_transform, check_labels
+from limbeck.data.base import Batch, Data, DataSpec
+from limbeck.data.labels import carve, encode, shares
+from limbeck.data.transforms import Augmentation
+from limbeck.errors import UserError, needs_extra
+from limbeck.registry import Block, nearest, register
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
+# Of ImageNet's pictures, which networks from elsewhere were mostly trained on.
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+
+
+@register("data")
+def folder(
+    *,
+    path: Path,
+    image_size: int,
+    grayscale: bool = False,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.0,
+    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    split_seed: int = 0,
+) -> Data:
+    """Pictures in one folder per class: ``path/cat/1.jpg``, or ``path/train/cat/1.jpg`` and ``path/test/...``.
+
+    With a ``train`` folder its neighbours ``test`` and ``val`` are the other splits (``val`` is for testing where
+    there is no ``test``); without one, splits are cut by seed, stratified. A picture is scaled so that its shorter side
+    is ``image_size`` and cut to the central square. The id of a picture is its place among its split's paths in sorted
+    order (so adding a picture changes the ids after it, and the fingerprint with them). Needs the extra ``images``.
+
+    Args:
+        path: the folder.
+        image_size: side of the square pictures, in pixels.
+        grayscale: one channel instead of three.
+        mean: per channel of pictures in [0, 1], for normalising; by default ImageNet's.
+        std: likewise.
+        test_fraction: share for testing, without a ``train`` folder.
+        val_fraction: share for validation, likewise.
+        augment: transforms of the train pictures.
+        split_seed: of the split.
+
+    Raises:
+        UserError: no such folder, no pictures, fewer than two classes, a test class that train lacks. A picture that
+            cannot be decoded raises it when it is read.
+    """
+    if image_size < 1:
+        raise UserError(f"image_size must be at least 1; got {image_size}")
+    found = _split_folders(path)
+    files = {split: list_images(where) for split, where in found.items()}
+    codes, names = encode({s: [p.relative_to(found[s]).parts[0] for p in fs] for s, fs in files.items()})
+    if len(files) == 1:
+        rows = carve(codes["train"], split_seed, **shares(len(files["train"]), test_fraction, val_fraction))
+        files = {s: [files["train"][i] for i in r.sort().values.tolist()] for s, r in rows.items() if len(r)}
+        codes = {s: codes["train"][rows[s].sort().values] for s in files}
+    spec = DataSpec(
+        shape=(1 if grayscale else 3, image_size, image_size),
+        classes=len(names),
+        class_names=names,
+        mean=tuple(mean or (GREY_MEAN if grayscale else RGB_MEAN)),
+        std=tuple(std or (GREY_STD if grayscale else RGB_STD)),
+    )
+    transform = build_transform(augment)
+    made = {
+        s: FolderSource(path, files[s], codes[s], spec, transform if s == "train" else None, first_id=FIRST_ID[s])
+        for s in files
+    }
+    return Data(spec, made["train"], made.get("test"), made.get("val"))
+
+
+class DecodedImages(ABC):
+    """A source whose pictures are decoded row by row: the base of folders and of ``datasets`` tables.
+
+    Args:
+        labels: int64 [N].
+        spec: shape [C, S, S], mean and std.
+        transform: augmentation.
+        seed: of its draws.
+        first_id: id of row 0; ids count on from there.
+    """
+
+    slow = True
+
+    def __init__(
+        self,
+        labels: Tensor,
+        spec: DataSpec,
+        transform: Augmentation | None = None,
+        seed: int = 0,
+        first_id: int = 0,
+    ) -> None:
+        check_labels(labels, spec.classes, "the pictures")
+        self.labels = labels
+        self.spec = spec
+        self.first_id = first_id
+        self.prepare = Prepare(spec, transform, seed)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def picture(self, row: int) -> np.ndarray:
+        """Decoded row: uint8 [C, S, S]."""
+
+    @abstractmethod
+    def content(self) -> Iterable[bytes]:
+        """Bytes that change when the pictures change."""
+
+    def batch(self, indices: Tensor, view: int = 0) -> Batch:
+        """Rows ``indices`` in a view."""
+        pictures = torch.from_numpy(np.stack([self.picture(row) for row in indices.tolist()]))
+        ids = indices + self.first_id
+        return {"input": self.prepare(pictures, ids, view), "label": self.labels[indices], "id": ids, "view": view}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content, the labels, the spec and the augmentation."""
+        digest = hashlib.blake2b(digest_size=16)
+        for piece in self.content():
+            digest.update(len(piece).to_bytes(8, "little") + piece)
+        digest.update(self.labels.numpy().tobytes())
+        digest.update(repr((self.spec, self.prepare, self.first_id)).encode())
+        return digest.hexdigest()
+
+
+class FolderSource(DecodedImages):
+    """Picture files with labels. The fingerprint covers each file's path, size, first and last 4 KiB."""
+
+    def __init__(self, root: Path, files: Sequence[Path], labels: Tensor, spec: DataSpec, *more: Any, **kw: Any):
+        super().__init__(labels, spec, *more, **kw)
+        self.root = root
+        self.files = list(files)
+
+    def picture(self, row: int) -> np.ndarray:
+        """Decode one file.
+
+        Raises:
+            UserError: it is damaged or no picture; names it.
+        """
+        return read_image(self.files[row], self.spec.shape[-1], self.spec.shape[0] == 1)
+
+    def content(self) -> Iterable[bytes]:
+        """Path, size and both ends of every file."""
+        for file in self.files:
+            yield f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}".encode()
+            with file.open("rb") as stream:
+                yield stream.read(4096)
+                stream.seek(max(4096, file.stat().st_size - 4096))
+                yield stream.read()
+
+
+def read_image(file: Any, size: int, grayscale: bool, name: str | None = None) -> np.ndarray:
+    """A picture file (path or stream) as uint8 [C, size, size].
+
+    Raises:
+        UserError: it cannot be decoded; says which (``name``, by default the path).
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise needs_extra("pillow", "images") from error
+    try:
+        with Image.open(file) as picture:
+            picture.draft("L" if grayscale else "RGB", (2 * size, 2 * size))  # lets JPEG skip detail that is not kept
+            return square(picture, size, grayscale)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"the picture {name or file} cannot be decoded: {error}") from error
+
+
+def square(picture: Any, size: int, grayscale: bool) -> np.ndarray:
+    """A Pillow picture, upright, its shorter side scaled to ``size``, its central square: uint8 [C, size, size]."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture).convert("L" if grayscale else "RGB")
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    array = np.array(picture, dtype=np.uint8)
+    return array[None] if grayscale else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def list_images(where: Path) -> list[Path]:
+    """All picture files in the class folders of ``where``, by sorted relative path.
+
+    Raises:
+        UserError: there are none.
+    """
+    classes = [d for d in where.iterdir() if d.is_dir() and not d.name.startswith(".")]
+    found = [f for d in classes for f in d.rglob("*") if f.suffix.lower() in ENDINGS and not f.name.startswith(".")]
+    if not found:
+        raise UserError(f"{where} has no pictures in class folders (like {where.name}/cat/1.jpg)")
+    return sorted(found, key=lambda f: f.relative_to(where).as_posix())
+
+
+def _split_folders(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        hint = nearest(path.name, [d.name for d in path.parent.iterdir()]) if path.parent.is_dir() else None
+        raise UserError(f"there is no folder {path}" + (f"; did you mean '{path.parent / hint}'?" if hint else ""))
+    found = {
+        split: path / word for split, words in SPLITS.items() for word in reversed(words) if (path / word).is_dir()
+    }
+    if "train" not in found:
+        return {"train": path}
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    return found

@@ -1,0 +1,95 @@
+"""Devices, precision and strategies: Lightning Fabric set up from a recipe's ``train`` block."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from limbeck.errors import UserError
+
+logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision a run computes, as its recipe's ``train`` block says."""
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    compile: bool = False
+
+
+def launch(placement: Placement) -> Fabric:
+    """A launched Fabric for the placement. Several processes are those of ``torchrun`` (``limbeck run`` starts them).
+
+    Raises:
+        UserError: the machine lacks what was asked for, or several processes were asked for in a single one.
+    """
+    accelerator = placement.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.accelerator is cuda, but this machine has no CUDA device; say cpu or auto")
+    if accelerator == "cpu" and placement.precision == "16-mixed":
+        raise UserError("train.precision 16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = wanted_processes(placement)
+    if world == 1 and wanted > 1:
+        raise UserError(
+            f"train.devices asks for {wanted} processes and this is a single one: use `limbeck run` or `torchrun`"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=max(world // max(placement.nodes, 1), 1),
+            num_nodes=placement.nodes,
+            strategy=_strategy(placement, world, accelerator),
+            precision=placement.precision,  # type: ignore[arg-type]
+        )
+        fabric.launch()
+    return fabric
+
+
+def wanted_processes(placement: Placement) -> int:
+    """How many processes per node the placement asks for (``devices: auto`` is every GPU, one process on a CPU)."""
+    if placement.devices == "auto":
+        usable = torch.cuda.is_available() and placement.accelerator != "cpu"
+        return torch.cuda.device_count() if usable else 1
+    return int(placement.devices)
+
+
+def _strategy(placement: Placement, world: int, accelerator: str) -> Any:
+    if placement.strategy == "fsdp":
+        if world == 1:
+            raise UserError("train.strategy fsdp needs several processes: set train.devices to 2 or more")
+        return ModelParallelStrategy(parallelize_fn=shard, tensor_parallel_size=1)
+    if world > 1:
+        backend = "nccl" if accelerator == "cuda" else "gloo"
+        return DDPStrategy(process_group_backend=backend, find_unused_parameters=True)
+    return "auto"
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard a module over the data-parallel mesh with FSDP2: each repeated block on its own, then the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    data = mesh["data_parallel"]
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList):
+            for block in child:
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=data)
+    return fully_shard(module, mesh=data)  # type: ignore[return-value]

@@ -1,0 +1,114 @@
+"""What a loop writes down: every term by name, its share of the gradient, and the alarm when one dies or explodes.
+
+Values stay on the device until :meth:`Journal.flush` brings them over in one transfer, so that logging costs no
+synchronisation in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MEASUREMENTS = 20
+"""How often in a run the shares of the gradient are measured (each time costs one backward per term)."""
+PATIENCE = 10
+"""After how many measurements in a row without value and gradient a term counts as dead."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss term became NaN or infinite. The last good checkpoint is on disk."""
+
+
+class DeadTermError(ValueError):
+    """A loss term has been exactly zero, in value and gradient, at every measurement."""
+
+
+class Journal:
+    """Collects the numbers of a training between flushes."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, list[float]] = {}
+        self._pending: list[tuple[int, str, Mapping[str, Tensor]]] = []
+        self._kept: list[tuple[int, str, str, float]] = []
+
+    def add(self, step: int, role: str, values: Mapping[str, Tensor]) -> None:
+        """Keep values (device scalars) of one update until the next flush."""
+        self._pending.append((step, role, values))
+
+    def flush(self) -> dict[str, float]:
+        """The means by name since the last flush.
+
+        Raises:
+            NotFiniteError: a term was NaN or infinite; names the term, its learner and the step.
+        """
+        if not self._pending:
+            return {}
+        keys = [(step, role, key) for step, role, values in self._pending for key in values]
+        flat = [v.detach().reshape(()).float() for _, _, values in self._pending for v in values.values()]
+        self._pending.clear()
+        device = next((f.device for f in flat if f.device.type != "cpu"), torch.device("cpu"))
+        numbers = torch.stack([f.to(device, non_blocking=True) for f in flat]).tolist()
+        rows: dict[str, list[float]] = {}
+        for (step, role, key), number in zip(keys, numbers, strict=True):
+            if not math.isfinite(number) and key.startswith(("term/", "weighted/")):
+                term = key.split("/", 1)[1]
+                raise NotFiniteError(f"term '{term}' of learner '{role}' became {number} at step {step}")
+            rows.setdefault(_name(key, role), []).append(number)
+        return {name: sum(values) / len(values) for name, values in rows.items()}
+
+    def measure(self, step: int, role: str, weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        """Take the norm of each term's gradient on ``parameters``, as a share of their sum.
+
+        Raises:
+            DeadTermError: a term had neither value nor gradient at any of the last measurements.
+        """
+        norms = {name: _gradient_norm(value, parameters) for name, value in weighted.items()}
+        total = sum(norms.values())
+        shares = {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
+        self.add(step, role, {f"share/{n}": torch.tensor(s) for n, s in shares.items()})
+        for name, share in shares.items():
+            seen = self.shares.setdefault(f"{role}: {name}", [])
+            alive = share > 0 or float(weighted[name].detach()) != 0
+            seen.append(share if alive else -1.0)
+            if len(seen) >= PATIENCE and all(s < 0 for s in seen):
+                raise DeadTermError(
+                    f"term '{name}' of learner '{role}' has been exactly zero since the start ({len(seen)} measurements): "
+                    "its weight, mask or wiring is wrong"
+                )
+
+    def warnings(self) -> list[str]:
+        """A line for each term that hardly moves its learner (under 1 % of the gradient), if it is not alone there."""
+        by_role: dict[str, int] = {}
+        for name in self.shares:
+            by_role[name.split(": ")[0]] = by_role.get(name.split(": ")[0], 0) + 1
+        found = []
+        for name, values in self.shares.items():
+            mean = sum(max(v, 0.0) for v in values) / len(values)
+            if mean < 0.01 and by_role[name.split(": ")[0]] > 1:
+                found.append(f"term '{name}' contributes {100 * mean:.2g} % of the gradient: is its weight right?")
+        return found
+
+
+def _gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    if not value.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(value, list(parameters), retain_graph=True, allow_unused=True)
+    present = [g for g in gradients if g is not None]
+    return torch.nn.utils.get_total_norm(present).item() if present else 0.0
+
+
+def _name(key: str, role: str) -> str:
+    if role in ("", "student"):
+        return key
+    kind, _, name = key.partition("/")
+    return f"{kind}/{role}.{name}"
+
+
+def note(values: Mapping[str, Any]) -> str:
+    """The few numbers that a progress line has room for."""
+    shown = [(k, v) for k, v in values.items() if k.startswith(("term/", "val/")) and k.count("/") == 1]
+    return "  ".join(f"{k.removeprefix('term/')} {v:.4g}" for k, v in shown[:4])

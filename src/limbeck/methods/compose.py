@@ -1,0 +1,122 @@
+"""Any registered losses, wired to modules of teacher and student by the recipe alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.engine.features import Taps
+from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
+from limbeck.errors import UserError
+from limbeck.losses import IGNORE
+from limbeck.models.forward import forward
+from limbeck.registry import Block, LossBlock, build, find, register
+
+WIRING = ("weight", "student", "teacher", "projector")
+
+
+class Wire:
+    """One loss of a composition: what it compares and how much it weighs.
+
+    ``student`` and ``teacher`` are module paths; left out, the models' logits are compared.
+    """
+
+    def __init__(self, name: str, block: Block) -> None:
+        part = find("loss", block.name)
+        self.name = name
+        self.function = part.load()
+        self.handed = part.handed
+        self.weight: float = block.args.get("weight", 1.0)
+        self.student: str | None = block.args.get("student")
+        self.teacher: str | None = block.args.get("teacher", self.student)
+        self.projector: Block | None = block.args.get("projector")
+        self.options = {k: v for k, v in block.args.items() if k not in WIRING}
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the loss has a teacher's side."""
+        return any(name.startswith("teacher") for name in self.handed)
+
+
+@register("method")
+class Compose(Method):
+    """A weighted sum of named losses between chosen modules of student and teacher, without code.
+
+    Args:
+        terms: by name, each a loss with its own arguments and ``weight``, ``student`` and ``teacher`` (module paths),
+            and a ``projector`` where the shapes differ.
+    """
+
+    needs: Mapping[str, set[str]] = {}
+
+    def __init__(self, *, terms: dict[str, LossBlock]) -> None:
+        if not terms:
+            raise UserError("method compose needs at least one entry in terms")
+        self.terms = {name: Wire(name, block) for name, block in terms.items()}
+
+    def setup(self, parts: Parts) -> None:
+        """Tap the modules and build the projectors, whose shapes are read from one forward of each model."""
+        super().setup(parts)
+        if any(w.asks_teacher for w in self.terms.values()) and "teacher" not in self.teachers:
+            raise UserError("method compose: these terms compare with a teacher, but the recipe names none")
+        self._student_taps = Taps(parts.student, {w.student for w in self.terms.values() if w.student})
+        paths = {w.teacher for w in self.terms.values() if w.teacher and w.asks_teacher}
+        self._teacher_taps = Taps(self.teacher.module, paths, detach=True) if paths else None
+        projectors = nn.ModuleDict()
+        if any(w.projector for w in self.terms.values()):
+            student, teacher = self._probe(parts)
+            for name, wire in self.terms.items():
+                if wire.projector:
+                    shapes = student[wire.student or ""], teacher[wire.teacher or ""]
+                    projectors[name] = build("projector", wire.projector, *shapes)
+        self.projectors = projectors
+        if any(True for _ in projectors.parameters()):
+            self.learners["projectors"] = projectors
+
+    @torch.no_grad()
+    def _probe(self, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        batch = next(iter(parts.streams.values())).batch(torch.arange(2))
+        mode = parts.student.training
+        seen = self._signals(parts.student.eval(), batch)
+        parts.student.train(mode)
+        return seen
+
+    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
+        """One update of the student and its projectors."""
+        roles = ("student", "projectors") if "projectors" in self.learners else ("student",)
+        yield Update(roles, self.evaluate(batch))
+
+    def evaluate(self, batch: Batch) -> dict[str, Term]:
+        """One term for each loss."""
+        student, teacher = self._signals(self.student, batch)
+        return {name: self._term(wire, student, teacher, batch) for name, wire in self.terms.items()}
+
+    def _signals(self, module: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What student and teacher give at each tapped path; the logits under the empty path."""
+        student = {"": forward(module, batch).logits} | self._student_taps.pop()
+        if "teacher" not in self.teachers:
+            return student, {}
+        # Tapped modules only run when the teacher is live: a cache holds its outputs, not its insides.
+        call = self.teacher.compute if self._teacher_taps else self.teacher
+        teacher = {"": call(batch).logits}
+        return student, teacher | (self._teacher_taps.pop() if self._teacher_taps else {})
+
+    def _term(self, wire: Wire, student: dict[str, Tensor], teacher: dict[str, Tensor], batch: Batch) -> Term:
+        own = student[wire.student or ""]
+        if wire.projector:
+            own = self.projectors[wire.name](own)
+        handed: list[Any] = []
+        for name in wire.handed:
+            if name.startswith("student"):
+                handed.append(own)
+            elif name.startswith("teacher"):
+                handed.append(teacher[wire.teacher or ""])
+            else:
+                handed.append(batch["label"])
+        values = wire.function(*handed, **wire.options)
+        if "labels" in wire.handed:
+            return Term.of(values, batch["label"] != IGNORE, weight=wire.weight, unit="labelled")
+        return Term.of(values, weight=wire.weight)

@@ -1,0 +1,227 @@
+"""Training over time: losses and validation of every arm, and what each loss term contributed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from limbeck.report import units
+from limbeck.report.charts import log_ticks
+from limbeck.report.figures import SMALL, TEXT, WIDTH, Chart, apart, axes, canvas, chart, inline, pixels, shorten, width_of, write
+from limbeck.report.labels import Metric, main_metric, info
+from limbeck.report.palette import CATEGORICAL, Style, sentinel
+from limbeck.report.results import Arm, Curve, Run, clean
+
+POINTS = 120
+"""Points that a drawn line has at most; longer logs are averaged over equal stretches."""
+FAINT = 0.01
+"""A term whose share of the gradient norm is below this on average is named as dead."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One named line of a plot over training."""
+
+    label: str
+    style: Style
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """What a loss term was at the end of training, and how much of the gradient it made."""
+
+    name: str
+    value: float | None
+    weighted: float | None
+    share: float | None
+
+    @property
+    def dead(self) -> bool:
+        """Whether the term hardly moves the student."""
+        return self.share is not None and self.share < FAINT
+
+
+def training_charts(run: Run) -> list[Chart]:
+    """Loss and validation of all arms, then the student's terms; what was not logged is left out."""
+    axis = _axis(run)
+    found = [_losses(run, axis), *_validations(run, axis)]
+    if run.student:
+        found += [term_values(run.student, axis), term_shares(run.student, axis)]
+    return [c for c in found if c is not None]
+
+
+def term_rows(arm: Arm) -> list[TermRow]:
+    """The loss terms of an arm: means over the last tenth of training, the share over all of it."""
+    rows = []
+    for name in _terms(arm):
+        value, weighted, share = (arm.curve(f"{kind}/{name}") for kind in ("term", "weighted", "share"))
+        rows.append(TermRow(clean(name), _late(value), _late(weighted), float(share.y.mean()) if share else None))
+    return rows
+
+
+@chart
+def lines(key: str, title: str, found: Sequence[Line], unit: str, axis: str, caption: str = "") -> Chart | None:
+    """Lines over training, each named at its end; a logarithmic scale where the values span much."""
+    if not found:
+        return None
+    thin = [Line(line.label, line.style, thinned(line.curve)) for line in found]
+    labels = [shorten(line.label, 104, SMALL) for line in thin]
+    figure, ax = _over_training([line.curve for line in thin], max(map(width_of, labels)), unit, axis)
+    for line in thin:
+        width = 2.2 if line.style.colour == "student" else 1.6
+        ax.plot(line.curve.x, line.curve.y, color=sentinel(line.style.colour), linewidth=width, linestyle=line.style.line,
+                solid_capstyle="round", solid_joinstyle="round", clip_on=False)  # fmt: skip
+    ends = [pixels(ax, float(line.curve.x[-1]), float(line.curve.y[-1]))[1] for line in thin]
+    _end_labels(figure, ax, labels, [line.style for line in thin], ends)
+    says = f"{title}. At the end: " + ", ".join(
+        f"{line.label} {units.quantity(float(line.curve.y[-1]), unit)}" for line in found
+    )
+    return Chart(key, title, inline(figure, key, says), caption)
+
+
+def term_values(arm: Arm, axis: str) -> Chart | None:
+    """The value of every loss term of an arm, before its weight."""
+    named = [(name, arm.curve(f"term/{name}", axis=axis)) for name in _terms(arm)]
+    found = [Line(clean(n), Style(_colour(i)), c) for i, (n, c) in enumerate(named) if c is not None]
+    return lines("term-values", "Loss terms of the student", found, "", axis, "Values before their weights.")
+
+
+@chart
+def term_shares(arm: Arm, axis: str) -> Chart | None:
+    """How the gradient's norm divides over the loss terms: stacked areas that add up to 100 %."""
+    named = [(name, arm.curve(f"share/{name}", axis=axis)) for name in _terms(arm)]
+    curves = {clean(n): thinned(c) for n, c in named if c is not None}
+    if not curves:
+        return None
+    x = max((c.x for c in curves.values()), key=len)
+    heights = np.array([np.clip(np.interp(x, c.x, c.y), 0, None) for c in curves.values()])
+    total = heights.sum(axis=0)
+    tops = np.cumsum(heights / np.where(total > 0, total, 1), axis=0)
+    mean = (heights / np.where(total > 0, total, 1)).mean(axis=1)
+    labels = [f"{shorten(name, 70, SMALL)} {units.percent(float(m))}" for name, m in zip(curves, mean, strict=True)]
+    figure, ax = _share_axes(x, max(map(width_of, labels)), axis)
+    for i, (low, top) in enumerate(zip([np.zeros_like(x), *tops], tops, strict=False)):
+        ax.fill_between(x, low, top, color=sentinel(_colour(i)), alpha=0.62, linewidth=0)
+        ax.plot(x, top, color=sentinel("paper"), linewidth=1)
+    middles = [pixels(ax, 0, float(m))[1] for m in (tops[:, -1] + np.vstack([0 * tops[:1], tops[:-1]])[:, -1]) / 2]
+    _end_labels(figure, ax, labels, [Style(_colour(i)) for i in range(len(labels))], middles)
+    says = "Share of the gradient's norm, mean over training: " + ", ".join(labels)
+    caption = "How much each weighted term moves the student; the figures are means over training."
+    return Chart("term-shares", "Share of the gradient", inline(figure, "term-shares", says), caption)
+
+
+def thinned(curve: Curve, most: int = POINTS) -> Curve:
+    """A curve of at most ``most`` points: means over equal stretches; the first and last x stay."""
+    if len(curve.x) <= most:
+        return curve
+    pieces = np.array_split(np.arange(len(curve.x)), most)
+    x = np.array([curve.x[p].mean() for p in pieces])
+    x[0], x[-1] = curve.x[0], curve.x[-1]
+    return Curve(x, np.array([curve.y[p].mean() for p in pieces]))
+
+
+def _losses(run: Run, axis: str) -> Chart | None:
+    found = []
+    for arm in run.arms:
+        key = next((k for k in arm.logged() if k in ("loss/student", "loss")), None)
+        key = key or next((k for k in arm.logged() if k.startswith("loss/")), None)
+        curve = arm.curve(key, axis=axis) if key else None
+        if curve is not None:
+            found.append(Line(arm.label, arm.style, curve))
+    note = "Arms minimise different losses: compare the shapes, not the heights." if len(found) > 1 else ""
+    return lines("curve-loss", "Training loss", found, "", axis, note)
+
+
+def _validations(run: Run, axis: str) -> list[Chart | None]:
+    """The validation metric the run is judged by, or the nearest to it that was logged."""
+    logged = [k for arm in run.arms for k in arm.logged("val") if info(k).group != "cost"]
+    skipped = {"step", "epoch", "seconds", "split", "phase"}
+    keys = [k for k in dict.fromkeys(logged) if k not in skipped and "/" not in k]
+    metric = run.main if run.main and run.main.key in keys else main_metric(keys, run.task)
+    if metric is None:
+        return []
+    curves = [(arm, arm.curve(metric.key, "val", axis)) for arm in run.arms]
+    found = [Line(arm.label, arm.style, curve) for arm, curve in curves if curve is not None]
+    return [lines("curve-validation", f"{metric.label} on validation data", found, metric.unit, axis, _direction(metric))]
+
+
+def _direction(metric: Metric) -> str:
+    return f"{metric.better.capitalize()} is better." if metric.better else ""
+
+
+def _axis(run: Run) -> str:
+    logged = [arm for arm in run.arms if arm.log]
+    return "epoch" if logged and all(arm.axis == "epoch" for arm in logged) else "step"
+
+
+def _terms(arm: Arm) -> list[str]:
+    kinds = ("term/", "share/", "weighted/")
+    return list(dict.fromkeys(k.split("/", 1)[1] for k in arm.logged() if k.startswith(kinds)))
+
+
+def _late(curve: Curve | None) -> float | None:
+    return float(curve.y[-max(1, len(curve.y) // 10) :].mean()) if curve is not None else None
+
+
+def _colour(i: int) -> str:
+    return CATEGORICAL[i % len(CATEGORICAL)]
+
+
+def _over_training(curves: Sequence[Curve], margin: float, unit: str, axis: str) -> tuple[Figure, Axes]:
+    values = np.concatenate([c.y for c in curves])
+    low, high = float(values.min()), float(values.max())
+    log = low > 0 and high / low > 30
+    ticks = log_ticks(low, high) if log else [float(v) for v in MaxNLocator(4).tick_values(low, high)]
+    texts = [units.quantity(round(t, 12), unit) for t in ticks]
+    figure = canvas(232)
+    left = max([0.0, *map(width_of, texts)]) + 12
+    ax = axes(figure, left=left, right=margin + 14, top=12, bottom=40)
+    if log:
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(FixedLocator(ticks))
+    else:
+        room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
+        ax.set_ylim(low - room, high + room)
+        ax.yaxis.set_major_locator(FixedLocator([t for t in ticks if low - room <= t <= high + room]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.quantity(round(v, 12), unit)))
+    _time_axis(figure, ax, [float(c.x[0]) for c in curves] + [float(c.x[-1]) for c in curves], axis)
+    return figure, ax
+
+
+def _share_axes(x: np.ndarray, margin: float, axis: str) -> tuple[Figure, Axes]:
+    figure = canvas(232)
+    ax = axes(figure, left=width_of(units.percent(1.0)) + 12, right=margin + 14, top=12, bottom=40)
+    ax.set_ylim(0, 1)
+    ax.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.percent(v)))
+    _time_axis(figure, ax, [float(x[0]), float(x[-1])], axis)
+    return figure, ax
+
+
+def _time_axis(figure: Figure, ax: Axes, ends: Sequence[float], axis: str) -> None:
+    low, high = min(ends), max(ends)
+    ax.set_xlim(low, high if high > low else low + 1)
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=high - low >= 4, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: units.scaled(round(v, 9)) if v >= 1e4 else f"{v:g}"))
+    write(figure, ax.get_position().x1 * WIDTH, 4, axis, "muted", ha="right")
+
+
+def _end_labels(figure: Figure, ax: Axes, labels: Sequence[str], worn: Sequence[Style], ends: Sequence[float]) -> None:
+    """Names at the right margin, at the height where their lines end, moved apart where they would touch."""
+    height = figure.get_size_inches()[1] * 72
+    low, high = ax.get_position().y0 * height + 4, ax.get_position().y1 * height
+    shown = [e if math.isfinite(e) else low for e in ends]
+    for label, style, y in zip(labels, worn, apart(shown, 15, low, high), strict=True):
+        weight = {"weight": "bold"} if style.colour == "student" else {}
+        write(figure, ax.get_position().x1 * WIDTH + 8, y, label, style.colour, va="center_baseline", **weight)
+
+
+__all__ = ["TEXT", "Line", "TermRow", "lines", "term_rows", "term_shares", "term_values", "thinned", "training_charts"]

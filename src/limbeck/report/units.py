@@ -1,0 +1,147 @@
+"""Numbers as people read them: 98.3 %, 0.41 ms, 12.4 k, 48.6 kB, 14×."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+GAP = "\u202f"
+"""Narrow no-break space, between a number and its unit."""
+MINUS = "\u2212"
+DASH = "–"
+
+SI = (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
+
+
+def finite(value: object) -> float | None:
+    """The value as a float, or None when it is no finite number (text, null, NaN, infinity, a truth value)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A plain number with about ``digits`` significant digits: 0.0123, 1.23, 123, 12 300, 1.2e-07."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-4 or size >= 1e9:
+        mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    magnitude = math.floor(math.log10(float(f"{size:.{digits - 1}e}")))
+    text = f"{value:,.{max(0, digits - 1 - magnitude)}f}".replace(",", GAP)
+    return text.replace("-", MINUS)
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage; what is not quite 0 % or 100 % is never rounded to it."""
+    for digits in (1, 2, 3):
+        text = f"{100 * share:.{digits}f}"
+        if (float(text) != 100 or share == 1) and (float(text) != 0 or share == 0):
+            break
+    text = text.removesuffix(".0") if share in (0, 1) else text
+    return f"{text}{GAP}%".replace("-", MINUS)
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """A large number with a decimal prefix: 12.4 k, 1.2 MB, 3.4 GFLOPs."""
+    for size, prefix in SI:
+        if abs(value) >= size * 0.9995:
+            return f"{number(value / size)}{GAP}{prefix}{unit}"
+    text = f"{value:.0f}" if float(value).is_integer() else number(value)
+    return (f"{text}{GAP}{unit}" if unit else text).replace("-", MINUS)
+
+
+def seconds(value: float) -> str:
+    """A duration: 3.2 µs, 0.41 ms, 12.3 s, 2 min 5 s, 3 h 20 min."""
+    size = abs(value)
+    if size < 5e-5:
+        return f"{number(value * 1e6)}{GAP}µs"
+    if size < 1:
+        return f"{number(value * 1e3)}{GAP}ms"
+    if size < 59.95:
+        return f"{number(value)}{GAP}s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60}{GAP}min" + (f" {whole % 60}{GAP}s" if whole % 60 else "")
+    return f"{whole // 3600}{GAP}h" + (f" {whole % 3600 // 60}{GAP}min" if whole % 3600 >= 60 else "")
+
+
+def times(ratio: float) -> str:
+    """A factor: 14×, 9.2×, 1.3×; above ten without decimals."""
+    return f"{ratio:,.0f}×".replace(",", GAP) if ratio >= 9.95 else f"{ratio:.1f}×"
+
+
+def quantity(value: object, unit: str = "") -> str:
+    """A metric's value with its unit.
+
+    Args:
+        value: a number; text is returned as it is, None and NaN as words.
+        unit: ``%`` (the value is a share in [0, 1]), ``count``, ``bytes``, ``flops``, ``ms``, ``s``, or any suffix.
+    """
+    if isinstance(value, bool | str):
+        return str(value)
+    exact = finite(value)
+    if exact is None:
+        return "not finite" if isinstance(value, float) else DASH if value is None else str(value)
+    known = {
+        "%": percent,
+        "count": scaled,
+        "bytes": lambda v: scaled(v, "B"),
+        "flops": lambda v: scaled(v, "FLOPs"),
+        "ms": lambda v: seconds(v / 1e3),
+        "s": seconds,
+    }
+    if unit in known:
+        return known[unit](exact)
+    return f"{number(exact)}{GAP}{unit}" if unit else number(exact)
+
+
+def difference(value: float, other: float, unit: str = "") -> str:
+    """What separates ``value`` from ``other``, with its sign: +1.2 points, −0.031, +12 %."""
+    gap = value - other
+    sign = "+" if gap > 0 else MINUS if gap < 0 else "±"
+    if unit == "%":
+        points = abs(100 * gap)
+        return f"{sign}{points:.1f} points" if points >= 0.05 or not gap else f"{sign}{points:.2f} points"
+    if unit in ("count", "bytes", "flops", "ms", "s") and other > 0:
+        return f"{sign}{number(abs(gap) / other * 100, 2)}{GAP}%"
+    return f"{sign}{number(abs(gap), 2)}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation (N - 1), or None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """Mean and standard deviation in the same unit: 97.2 ± 0.3 %, 0.41 ± 0.02."""
+    centre, width = mean(values), deviation(values)
+    if width is None:
+        return quantity(centre, unit)
+    if unit == "%":
+        return f"{100 * centre:.1f} ± {100 * width:.1f}{GAP}%".replace("-", MINUS)
+    if unit in ("count", "bytes", "flops", "ms", "s"):
+        return quantity(centre, unit) if width == 0 else f"{quantity(centre, unit)} ± {quantity(width, unit)}"
+    suffix = f"{GAP}{unit}" if unit else ""
+    return f"{number(centre)} ± {number(width, 2)}{suffix}"
+
+
+def wilson(share: float, samples: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson interval of a share observed on ``samples`` independent samples (95 % by default)."""
+    centre = share + z * z / (2 * samples)
+    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
+    scale = 1 + z * z / samples
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -1,0 +1,246 @@
+"""A run: one recipe, one directory, a list of stages that each leave an artifact and are not done twice.
+
+The directory is named by the recipe's content, so the same command finds its run again and goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning_fabric import Fabric
+
+from limbeck import __version__
+from limbeck.data import load_data
+from limbeck.data.base import Data
+from limbeck.engine.checkpoint import write_json, write_text
+from limbeck.engine.devices import Placement, launch
+from limbeck.engine.progress import say
+from limbeck.engine.teacher import Teacher
+from limbeck.recipe import Recipe, load_recipe
+from limbeck.registry import Block, find
+from limbeck.training import Ingredients
+
+RESULTS = "results.json"
+DEFAULT_STAGES = ("teacher", "cache", "train", "controls", "evaluate", "export", "report")
+
+
+@dataclass
+class Arm:
+    """One column of the results: a teacher, the student, or a control.
+
+    Attributes:
+        folder: its artifact below the run directory; None for a teacher that is not trained here.
+        recipe: what it was trained by.
+        numbers: steps, seconds, warnings of its training.
+        scores, details: what the metrics found.
+    """
+
+    name: str
+    role: str
+    label: str
+    recipe: Recipe
+    folder: Path | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    describe: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    teacher: Teacher | None = None
+
+
+@dataclass
+class Context:
+    """What the stages of one run share."""
+
+    recipe: Recipe
+    folder: Path
+    fabric: Fabric
+    seed: int
+    quiet: bool = False
+    data: dict[str, Data] = field(default_factory=dict)
+    teachers: dict[str, Teacher] = field(default_factory=dict)
+    arms: dict[str, Arm] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return self.fabric.global_rank == 0
+
+    @property
+    def ingredients(self) -> Ingredients:
+        """Data, teachers and device, as training takes them."""
+        return Ingredients(self.data, self.teachers, self.fabric, self.quiet)
+
+    def artifact(self, name: str, key: str) -> Path:
+        """The folder of an artifact that depends on ``key``."""
+        return self.folder / "artifacts" / f"{name}-{key[:10]}"
+
+    def say(self, text: str) -> None:
+        """Tell the person at the terminal, once."""
+        if self.first and not self.quiet:
+            say(text)
+
+
+@dataclass
+class Result:
+    """What a run gave.
+
+    Attributes:
+        folder: the run directory.
+        results: the content of ``results.json``.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Scores by arm and metric."""
+        return {name: arm["metrics"] for name, arm in self.results["arms"].items()}
+
+    @property
+    def student(self) -> Any:
+        """The delivered student, loaded."""
+        from limbeck.export import store
+
+        return store.load(self.folder / "student").module
+
+    def summary(self) -> str:
+        """Teacher, student and controls in a line each, and what was kept."""
+        from limbeck.summary import summary
+
+        return summary(self.results)
+
+
+def run_recipe(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    runs: str | Path = "runs",
+    seed: int | None = None,
+    quiet: bool = False,
+    fresh: bool = False,
+) -> Result:
+    """Run a recipe from start to report, going on where an earlier call was cut off.
+
+    Args:
+        recipe: a recipe, its file, or its content as a mapping.
+        overrides: ``key=value`` changes, as ``--set`` takes them.
+        runs: the folder that run directories are made in.
+        seed: instead of the recipe's.
+        quiet: no progress on standard error.
+        fresh: start anew although the run directory exists (it is moved aside, never deleted).
+
+    Raises:
+        RecipeError: the recipe has mistakes; nothing was written.
+        UserError: data, a checkpoint or the machine is not what the recipe needs.
+        limbeck.engine.loop.Interrupted: the process was asked to stop.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides=list(overrides))
+    seed = recipe.seed if seed is None else seed
+    fabric = launch(placement_of(recipe))
+    folder = run_folder(recipe, Path(runs), seed)
+    if fresh and folder.exists() and fabric.global_rank == 0:
+        folder.rename(folder.with_name(f"{folder.name}.old-{time.time_ns()}"))
+    fabric.barrier()
+    context = Context(recipe, folder, fabric, seed, quiet)
+    context.data = {name: load_data(block) for name, block in recipe.data.items()}
+    if context.first:
+        begin(context)
+    for block in stage_blocks(recipe):
+        run_stage(context, block)
+    fabric.barrier()
+    return Result(folder, json.loads((folder / RESULTS).read_text(encoding="utf8")))
+
+
+def run_stage(context: Context, block: Block) -> None:
+    """Run one stage; what it makes it puts into the context."""
+    find("stage", block.name).load()(context, **block.args)
+
+
+def stage_blocks(recipe: Recipe) -> list[Block]:
+    """The stages that the recipe names, or those that follow from its blocks."""
+    return list(recipe.stages) if recipe.stages else [Block(name) for name in DEFAULT_STAGES]
+
+
+def placement_of(recipe: Recipe) -> Placement:
+    """Devices, precision and strategy from the ``train`` block."""
+    t = recipe.train
+    return Placement(t.accelerator, t.devices, t.nodes, t.strategy, t.precision, t.compile)
+
+
+def run_folder(recipe: Recipe, runs: Path, seed: int) -> Path:
+    """``<runs>/<slug>-<hash of the recipe and the seed>``."""
+    return runs / f"{recipe.slug}-{recipe.fingerprint()[:8]}{'' if seed == recipe.seed else f'-seed{seed}'}"
+
+
+def begin(context: Context) -> None:
+    """Write the resolved recipe and the manifest, and print the plan."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    write_text(context.folder / "recipe.yaml", yaml.safe_dump(context.recipe.tree, sort_keys=False, allow_unicode=True))
+    write_json(context.folder / "manifest.json", manifest(context))
+    context.say(f"{context.recipe.title}  ->  {context.folder}")
+
+
+def manifest(context: Context) -> dict[str, Any]:
+    """Versions, git state, seeds, machine and hashes: what is needed to trace a run."""
+    return {
+        "limbeck": __version__,
+        "recipe": {"path": str(context.recipe.path or ""), "hash": context.recipe.fingerprint()},
+        "seed": context.seed,
+        "git": git_state(),
+        "packages": {p: _version(p) for p in ("torch", "lightning-fabric", "numpy", "safetensors", "transformers")},
+        "machine": machine(context.fabric),
+        "data": {n: getattr(d.train or d.test, "fingerprint", "") for n, d in context.data.items()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def machine(fabric: Fabric) -> dict[str, Any]:
+    """The machine that measured: numbers of speed mean nothing without it."""
+    return {
+        "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": fabric.world_size,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and cleanness of the working tree, if there is one."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.strip(), "clean": not dirty.strip()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

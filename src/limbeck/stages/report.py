@@ -1,0 +1,15 @@
+"""The page that shows a run."""
+
+from __future__ import annotations
+
+from limbeck.registry import register
+from limbeck.report.page import write_report
+from limbeck.run import Context
+
+
+@register("stage")
+def report(context: Context) -> None:
+    """Write ``report.html`` from what the run left on disk."""
+    if context.first:
+        write_report(context.folder)
+    context.fabric.barrier()

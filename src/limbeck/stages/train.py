@@ -1,0 +1,54 @@
+"""Training the student, and the controls that show whether distillation helped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.registry import find, register
+from limbeck.run import Arm, Context
+from limbeck.stages.teacher import describe
+from limbeck.training import Ingredients, arm_key, train
+
+LABELS = {"alone": "Student alone"}
+
+
+@register("stage", name="train")
+def train_student(context: Context) -> None:
+    """Train the student by the recipe's method."""
+    add_arm(context, "student", "student", "Student", {})
+
+
+@register("stage")
+def controls(context: Context) -> None:
+    """Train the control arms: those of the method, or those that the recipe names."""
+    for name, overrides in control_arms(context.recipe).items():
+        add_arm(context, name, "control", LABELS.get(name, name.replace("_", " ").capitalize()), overrides)
+
+
+def control_arms(recipe: Any) -> dict[str, Mapping[str, Any]]:
+    """Names and overrides of the control arms of a recipe."""
+    if recipe.controls is False:
+        return {}
+    if recipe.controls is True:
+        part = find("method", recipe.method.name)
+        default = {"alone": {"method": {"name": "supervised"}, "teacher": None}}
+        return dict(part.facts.get("controls", default))
+    return dict(recipe.controls)
+
+
+def add_arm(context: Context, name: str, role: str, label: str, overrides: Mapping[str, Any]) -> Arm:
+    """Train (or find) one arm and put it into the context."""
+    recipe = (
+        context.recipe.with_overrides({"claim": None, "controls": False, **overrides}) if overrides else context.recipe
+    )
+    teachers = {r: t for r, t in context.teachers.items() if r in recipe.teachers}
+    ingredients = Ingredients(context.data, teachers, context.fabric, context.quiet)
+    key = arm_key(recipe, ingredients, context.seed)
+    folder = context.artifact(name, key)
+    trained = train(recipe, ingredients, folder, seed=context.seed, key=key, label=label.lower())
+    arm = Arm(name, role, label, recipe, folder, trained.numbers)
+    arm.describe = describe(trained.model)
+    context.arms[name] = arm
+    context.warnings += [f"{label}: {w}" for w in trained.numbers.get("warnings", [])]
+    return arm

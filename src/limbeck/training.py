@@ -1,0 +1,341 @@
+"""From a recipe's blocks to a trained student: what one arm of a run does."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_fabric import Fabric
+
+from limbeck import __version__
+from limbeck.data.base import Data, DataSpec
+from limbeck.data.stream import NoData, Stream, Streams
+from limbeck.engine import rng
+from limbeck.engine.best import Best
+from limbeck.engine.checkpoint import write_json
+from limbeck.engine.learner import LearnerSettings
+from limbeck.engine.loop import Loop, LoopSettings, Outcome
+from limbeck.engine.method import Method, Parts
+from limbeck.engine.progress import Logger, TensorBoard
+from limbeck.engine.schedules import Schedule
+from limbeck.engine.teacher import Teacher
+from limbeck.engine.validation import Validator
+from limbeck.errors import UserError
+from limbeck.export import store
+from limbeck.export.store import Stored
+from limbeck.models.building import build_model
+from limbeck.registry import Block, build, find
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
+
+DONE = "done.json"
+MODEL = "model"
+
+
+@dataclass
+class Trained:
+    """A finished arm on disk.
+
+    Attributes:
+        folder: holds ``model/``, ``metrics.jsonl`` and ``done.json``.
+        numbers: steps, seconds, warnings and the last logged values.
+    """
+
+    folder: Path
+    numbers: dict[str, Any]
+
+    @property
+    def model(self) -> Stored:
+        """The delivered model, read from disk."""
+        return store.load(self.folder / MODEL)
+
+
+@dataclass
+class Ingredients:
+    """What arms of one run share: data by stream, teachers by role, the device, and where to write."""
+
+    data: Mapping[str, Data]
+    teachers: Mapping[str, Teacher]
+    fabric: Fabric
+    quiet: bool = False
+
+    @property
+    def main(self) -> Data:
+        """The first stream's data: what is judged on."""
+        return next(iter(self.data.values())) if self.data else Data(DataSpec(task="generation"))
+
+    @property
+    def offers(self) -> dict[str, Any]:
+        """What models may ask for by name."""
+        teacher = next(iter(self.teachers.values()), None)
+        shape = {"dim": getattr(teacher.module, "dim", None)} if teacher and not self.data else {}
+        return {**self.main.spec.offers(), "data": self.main if self.data else None, **shape}
+
+
+def train(
+    recipe: Recipe, ingredients: Ingredients, folder: Path, *, seed: int, key: str, label: str = "student"
+) -> Trained:
+    """Train the recipe's student into ``folder``, or find it there.
+
+    Args:
+        recipe: its student, method, train and phases blocks are used.
+        ingredients: data, teachers and device.
+        folder: of this arm alone.
+        seed: of weights, order and noise.
+        key: what the result depends on; a finished folder of another key is an error of the caller.
+        label: shown with the progress.
+    """
+    fabric = ingredients.fabric
+    done = _read_done(folder, key) if fabric.global_rank == 0 else None
+    done = fabric.broadcast(done)
+    if done is not None:
+        return Trained(folder, done["numbers"])
+    stored = start_student(recipe, ingredients, seed)
+    began, phases = time.time(), phase_recipes(recipe)
+    outcome: Outcome | None = None
+    warnings: list[str] = []
+    steps, seconds = 0, 0.0
+    for index, part in enumerate(phases):
+        last = index == len(phases) - 1
+        name = label if len(phases) == 1 else f"{label}, {part.title}"
+        place = folder if last else folder / f"phase-{index}"
+        outcome = _train_phase(part, ingredients, stored, place, seed, name, index)
+        steps, seconds, warnings = steps + outcome.steps, seconds + outcome.seconds, warnings + outcome.warnings
+        stored.module.load_state_dict(_delivered(part.recipe, outcome))
+    assert outcome is not None
+    numbers = {"steps": steps, "seconds": round(seconds, 3), "warnings": warnings, "last": outcome.last}
+    if fabric.global_rank == 0:
+        extra = ingredients.main.extra
+        store.save(folder / MODEL, stored, tokenizer=extra.get("tokenizer"))
+        write_json(
+            folder / DONE, {"key": key, "numbers": numbers, "finished": began, "python": platform.python_version()}
+        )
+    fabric.barrier()
+    return Trained(folder, numbers)
+
+
+@dataclass(frozen=True)
+class PhaseRecipe:
+    """One phase: the recipe with the phase's changes, and which learners and parameters train."""
+
+    title: str
+    recipe: Recipe
+    learners: tuple[str, ...] | None = None
+    parameters: tuple[str, ...] | None = None
+
+
+def phase_recipes(recipe: Recipe) -> list[PhaseRecipe]:
+    """The recipe's phases in order; a recipe without them has a single one."""
+    if not recipe.phases:
+        return [PhaseRecipe("", recipe)]
+    return [
+        PhaseRecipe(
+            phase.name or f"phase {i}",
+            recipe.with_overrides({"phases": None, **phase.overrides}),
+            tuple(phase.learners) if phase.learners else None,
+            tuple(phase.parameters) if phase.parameters else None,
+        )
+        for i, phase in enumerate(recipe.phases)
+    ]
+
+
+def start_student(recipe: Recipe, ingredients: Ingredients, seed: int) -> Stored:
+    """The student as it starts: fresh weights from the seed, or those at the recipe's path."""
+    student, spec = recipe.student, ingredients.main.spec
+    stored = build_model(student.block, offers=ingredients.offers, seed=seed, path=student.path, spec=spec.as_dict())
+    for pattern in student.freeze:
+        matched = [p for n, p in stored.module.named_parameters() if fnmatch(n, pattern)]
+        if not matched:
+            raise UserError(f"student.freeze: no parameter is called like '{pattern}'")
+        for p in matched:
+            p.requires_grad_(False)
+    return stored
+
+
+def make_method(block: Block) -> tuple[Method, dict[str, Schedule]]:
+    """The method with its scalars at their first values, and the schedules that move them."""
+    schedules: dict[str, Schedule] = {}
+    args = {k: _unschedule(v, k, find("method", block.name).param(k), schedules) for k, v in block.args.items()}
+    return build("method", Block(block.name, args)), schedules
+
+
+def _unschedule(value: Any, path: str, param: Any, schedules: dict[str, Schedule]) -> Any:
+    if isinstance(value, Block) and param is not None and "float" in param.source:
+        schedules[path] = build("schedule", value)
+        return schedules[path].value(0.0, 0)
+    if isinstance(value, Mapping):
+        return {k: _unschedule_loss(v, f"{path}.{k}", schedules) for k, v in value.items()}
+    return value
+
+
+def _unschedule_loss(value: Any, path: str, schedules: dict[str, Schedule]) -> Any:
+    """A loss block inside a composition: its weight is an attribute of the wire, the rest are its options."""
+    if not isinstance(value, Block):
+        return value
+    part = find("loss", value.name)
+    places = {k: k if k == "weight" else f"options.{k}" for k in value.args}
+    return Block(
+        value.name,
+        {k: _unschedule(v, f"{path}.{places[k]}", part.param(k), schedules) for k, v in value.args.items()},
+    )
+
+
+def _train_phase(
+    phase: PhaseRecipe, ingredients: Ingredients, stored: Stored, folder: Path, seed: int, label: str, index: int
+) -> Outcome:
+    recipe, fabric = phase.recipe, ingredients.fabric
+    method, schedules = make_method(recipe.method)
+    _freeze_all_but(stored, phase.parameters)
+    for teacher in ingredients.teachers.values():
+        teacher.module.train(teacher.mode == "batch_stats")
+    streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
+    rng.seed(seed + 1)
+    method.setup(Parts(stored.module, dict(ingredients.teachers), ingredients.main.spec, ingredients.offers, streams))
+    stream = make_stream(recipe, method, ingredients, seed)
+    settings = loop_settings(recipe, stream, schedules, seed=seed, label=label, index=index, quiet=ingredients.quiet)
+    settings = replace(settings, trains=phase.learners)
+    rng.seed(seed + 2 + fabric.global_rank)
+    validator, best = _validation(recipe, ingredients, stored)
+    loggers = _loggers(folder, fabric)
+    loop = Loop(method, stream, settings, folder, fabric, validator=validator, best=best, loggers=loggers)
+    try:
+        return loop.fit()
+    finally:
+        stored.module.requires_grad_(True)
+
+
+def make_stream(recipe: Recipe, method: Method, ingredients: Ingredients, seed: int) -> Any:
+    """The stream of global batches that the recipe asks for, cut for this process.
+
+    Raises:
+        UserError: a method that compares samples cannot have its batch cut; data is missing.
+    """
+    t, fabric = recipe.train, ingredients.fabric
+    cut = {"rank": fabric.global_rank, "world": fabric.world_size, "accumulate": t.accumulate}
+    if method.couples_samples and t.accumulate > 1:
+        raise UserError(f"method {recipe.method.name} compares the samples of a batch: train.accumulate must be 1")
+    if method.data_free or not ingredients.data:
+        return NoData(t.batch_size, **cut)
+    views = recipe.cache.views if recipe.cache else None
+    streams = {}
+    for name, data in ingredients.data.items():
+        if data.train is None:
+            raise UserError(f"data '{name}' has no training split, which method {recipe.method.name} needs")
+        size = recipe.stream_batch.get(name, t.batch_size)
+        streams[name] = Stream(data.train, size, seed, views=views, workers=t.workers, **cut)
+    return next(iter(streams.values())) if len(streams) == 1 else Streams(streams)
+
+
+def loop_settings(
+    recipe: Recipe, stream: Any, schedules: Mapping[str, Schedule], *, seed: int, label: str, index: int, quiet: bool
+) -> LoopSettings:
+    """The loop's settings from the ``train`` block; epochs become steps here."""
+    t = recipe.train
+    per_epoch = stream.steps_per_epoch
+    if t.steps is None and not per_epoch:
+        raise UserError(f"method {recipe.method.name} uses no data, so it has no epochs: give train.steps")
+    steps = t.steps if t.steps is not None else max(round((t.epochs or 20) * per_epoch), 1)
+    every = max(round(t.validate_every * per_epoch), 1) if per_epoch else max(steps // 20, 1)
+    default = learner_settings(t, None)
+    return LoopSettings(
+        steps=steps,
+        learners={role: learner_settings(t, own) for role, own in t.learners.items()},
+        default=default,
+        schedules=schedules,
+        log_every=max(min(t.log_every, steps // 20), 1),
+        validate_every=every,
+        checkpoint_seconds=60.0 if t.checkpoint_every is None else t.checkpoint_every,
+        compile=t.compile,
+        phase=index,
+        seed=seed,
+        label=label,
+        quiet=quiet,
+    )
+
+
+def learner_settings(t: Any, own: Any) -> LearnerSettings:
+    """One learner's settings: its own where the recipe gives them, the ``train`` block's elsewhere."""
+
+    def pick(name: str) -> Any:
+        value = getattr(own, name, None) if own is not None else None
+        return getattr(t, name) if value is None else value
+
+    return LearnerSettings(
+        optimizer=pick("optimizer"),
+        schedule=build("schedule", pick("schedule")),
+        clip=pick("clip"),
+        ema=tuple(pick("ema")),
+        every=getattr(own, "every", 1) if own is not None else 1,
+    )
+
+
+def _validation(recipe: Recipe, ingredients: Ingredients, stored: Stored) -> tuple[Validator | None, Best | None]:
+    data, t = ingredients.main, recipe.train
+    source = data.val or data.test
+    if source is None or "logits" not in stored.gives or data.spec.task == "generation":
+        return None, None
+    chosen = t.early_stop or t.best
+    if (chosen or t.deliver == "best") and data.val is None:
+        raise UserError("choosing the best or stopping early needs a validation split: give data.val_size")
+    best = None
+    if chosen or t.deliver == "best":
+        metric, mode = (chosen.metric, chosen.mode) if chosen else ("nll", "min")
+        best = Best(metric, mode, t.early_stop.patience if t.early_stop else None)
+    return Validator(source), best
+
+
+def _loggers(folder: Path, fabric: Fabric) -> Sequence[Logger]:
+    if fabric.global_rank or find_spec("tensorboard") is None:
+        return []
+    return [TensorBoard(folder / "tensorboard")]
+
+
+def _freeze_all_but(stored: Stored, patterns: tuple[str, ...] | None) -> None:
+    if patterns is None:
+        return
+    matched = 0
+    for name, p in stored.module.named_parameters():
+        wanted = any(fnmatch(name, pattern) for pattern in patterns)
+        p.requires_grad_(wanted)
+        matched += wanted
+    if not matched:
+        raise UserError(f"phases: no parameter of the student is called like {', '.join(patterns)}")
+
+
+def _delivered(recipe: Recipe, outcome: Outcome) -> dict[str, torch.Tensor]:
+    wanted = recipe.train.deliver
+    if wanted not in outcome.student:
+        raise UserError(f"train.deliver is '{wanted}', but this run kept {', '.join(outcome.student)}")
+    return outcome.student[wanted]
+
+
+def _read_done(folder: Path, key: str) -> dict[str, Any] | None:
+    try:
+        done = json.loads((folder / DONE).read_text(encoding="utf8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return done if done.get("key") == key and (folder / MODEL).is_dir() else None
+
+
+def arm_key(recipe: Recipe, ingredients: Ingredients, seed: int) -> str:
+    """What a trained arm depends on, as a hash: its blocks, the data's content, the teachers' weights, the seed."""
+    import hashlib
+
+    contents = {n: getattr(d.train, "fingerprint", "") for n, d in ingredients.data.items()}
+    facts = {
+        "recipe": recipe.fingerprint("student", "method", "train", "phases", "cache", "data"),
+        "data": contents,
+        "teachers": {n: t.hash for n, t in ingredients.teachers.items()},
+        "seed": seed,
+        "version": __version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

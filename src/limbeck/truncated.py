@@ -1,0 +1,182 @@
+"""Truncated distributions: the k likeliest classes and one bucket for all the rest, and their exact divergence.
+
+A teacher's distribution over V classes is kept as k log-probabilities plus the log-mass of everything else. The
+student's logits are cut the same way, at the *teacher's* indices, into k + 1 buckets that again sum to one. The
+divergence of the two (k + 1)-way distributions is a true KL: never negative, zero only when the buckets agree, at most
+the KL over all V classes (merging classes cannot raise it), with a gradient that moves mass into or out of the tail.
+
+The two shortcuts in common use are something else, and a test shows each of them going wrong:
+
+- *Naive*, ``sum_k p log(p / q)`` over the kept classes alone, is no divergence: it goes below zero, and its minimum is
+  not q = p but q = p / covered mass, a student without any tail.
+- *Renormalised*, both sides divided by their mass on the kept classes, never looks at the tail: a student that puts
+  99 % of its mass on wrong classes has no loss as long as the ratios among the kept ones are right.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.losses import same_shape
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k likeliest classes of a distribution over the last axis, and the mass of the rest.
+
+    ``exp(logprobs).sum(-1) + exp(log_tail)`` is 1.
+
+    Attributes:
+        indices: int64 [..., k], the kept classes, likeliest first.
+        logprobs: float [..., k], their log-probabilities under the whole distribution (not renormalised).
+        log_tail: float [...], the log-mass of all other classes; ``-inf`` when there are none.
+        temperature: what the logits were divided by. A truncated distribution cannot be moved to another temperature.
+        classes: number of classes V of the whole distribution, or None when unknown (an endpoint's log-probabilities).
+    """
+
+    indices: Tensor
+    logprobs: Tensor
+    log_tail: Tensor
+    temperature: float = 1.0
+    classes: int | None = None
+
+    @property
+    def k(self) -> int:
+        """How many classes are kept."""
+        return self.indices.shape[-1]
+
+    @property
+    def covered(self) -> Tensor:
+        """Probability mass of the kept classes, [...]."""
+        return self.logprobs.exp().sum(-1)
+
+    def to(self, device: torch.device | str) -> TopK:
+        """The same on another device."""
+        indices, logprobs, log_tail = (t.to(device) for t in (self.indices, self.logprobs, self.log_tail))
+        return TopK(indices, logprobs, log_tail, self.temperature, self.classes)
+
+
+@torch.no_grad()
+def topk_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """Cut ``softmax(logits / temperature)`` to its ``k`` likeliest classes and the mass of the rest.
+
+    The tail is summed over the classes that were left out, in log-space, so that it keeps its digits however small it
+    is (1 - covered mass would be rounding noise below 1e-7). The result is a target and carries no gradient.
+
+    Args:
+        logits: float [..., V].
+        k: 1 to V.
+        temperature: positive.
+
+    Raises:
+        ValueError: k or the temperature is out of range.
+    """
+    classes = logits.shape[-1]
+    if not 1 <= k <= classes:
+        raise ValueError(f"k must be 1 to the number of classes, {classes}; got {k}")
+    scaled = _scaled(logits, temperature)
+    values, indices = scaled.topk(k, dim=-1)
+    buckets = torch.log_softmax(torch.cat([values, _rest(scaled, indices)], dim=-1), dim=-1)
+    return TopK(indices, buckets[..., :k], _tail_of(buckets, k), temperature, classes)
+
+
+@torch.no_grad()
+def topk_from_logprobs(indices: Tensor, logprobs: Tensor, *, classes: int | None = None) -> TopK:
+    """The truncated distribution of an endpoint that reports only its k best log-probabilities (temperature 1).
+
+    The tail is what is missing to 1; where rounding makes the kept mass exceed 1 it is scaled back to 1.
+
+    Raises:
+        ValueError: the shapes of indices and log-probabilities differ.
+    """
+    same_shape(indices=indices, logprobs=logprobs)
+    wide = logprobs.to(torch.promote_types(logprobs.dtype, torch.float32))
+    mass = torch.logsumexp(wide, dim=-1)
+    log_tail = torch.log(-torch.expm1(mass.clamp(max=0.0)))
+    return TopK(indices.long(), wide - mass.clamp(min=0.0)[..., None], log_tail, 1.0, classes)
+
+
+def truncated_kl(
+    student_logits: Tensor,
+    topk: TopK,
+    direction: Literal["forward", "reverse"] = "forward",
+    temperature: float | None = None,
+) -> Tensor:
+    """KL divergence over k + 1 buckets: the teacher's k classes, and all remaining mass of each side in one.
+
+    ``forward`` is KL(teacher || student), ``reverse`` KL(student || teacher). In nats, float32 (float64 for float64
+    logits), unreduced over the leading dimensions and without a factor of temperature squared. With k = V, and with
+    k = V - 1, it equals the KL over all classes. Nothing is clamped: the gradient is that of the formula everywhere.
+
+    Args:
+        student_logits: float [..., V], finite.
+        topk: the teacher's, over the same leading dimensions and classes.
+        direction: which side the expectation is taken over. ``reverse`` is infinite where the student has mass in a
+            bucket that the teacher gives none.
+        temperature: of both sides; by default the one that the teacher was cut at, and it must be that one.
+
+    Returns:
+        float [...], never negative.
+
+    Raises:
+        ValueError: leading dimensions, number of classes or temperatures differ, or the direction is unknown.
+    """
+    _check(student_logits, topk, temperature)
+    scaled = _scaled(student_logits, topk.temperature)
+    kept = scaled.gather(-1, topk.indices)
+    student = torch.log_softmax(torch.cat([kept, _rest(scaled, topk.indices)], dim=-1), dim=-1)
+    teacher = topk.logprobs.detach().to(student.dtype)
+    if student.shape[-1] > topk.k:
+        teacher = torch.cat([teacher, topk.log_tail.detach().to(student.dtype)[..., None]], dim=-1)
+    if direction == "forward":
+        return _kl(teacher, student)
+    if direction == "reverse":
+        return _kl(student, teacher)
+    raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) over the last axis from log-probabilities; buckets without mass under p count nothing."""
+    mass = p.exp()
+    kl = torch.where(mass > 0, mass * (p - q), torch.zeros((), dtype=p.dtype, device=p.device)).sum(-1)
+    # Rounding can leave -1e-8 where the two agree: the value is lifted to 0, the gradient is untouched.
+    return kl - kl.detach().clamp(max=0.0)
+
+
+def _rest(scaled: Tensor, indices: Tensor) -> Tensor:
+    """Logit of the bucket of all classes not in ``indices``: [..., 1], or [..., 0] when there are none."""
+    if indices.shape[-1] == scaled.shape[-1]:
+        return scaled[..., :0]
+    return torch.logsumexp(scaled.scatter(-1, indices, -math.inf), dim=-1, keepdim=True)
+
+
+def _tail_of(buckets: Tensor, k: int) -> Tensor:
+    return buckets[..., k] if buckets.shape[-1] > k else torch.full_like(buckets[..., 0], -math.inf)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _check(student_logits: Tensor, topk: TopK, temperature: float | None) -> None:
+    if student_logits.shape[:-1] != topk.indices.shape[:-1]:
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and the teacher's top-k {tuple(topk.indices.shape)} "
+            "must have the same leading dimensions"
+        )
+    if topk.classes is not None and student_logits.shape[-1] != topk.classes:
+        raise ValueError(
+            f"the student has {student_logits.shape[-1]} classes, the teacher's top-k is over {topk.classes}"
+        )
+    if temperature is not None and not math.isclose(temperature, topk.temperature, rel_tol=1e-6):
+        raise ValueError(
+            f"the teacher was truncated at temperature {topk.temperature:g} and cannot be moved to {temperature:g}: "
+            f"the tail's shape is unknown; truncate it at {temperature:g}"
+        )
