@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from limbeck.truncated import TopK, topk_from_logprobs, topk_of, truncated_kl
 
 DIRECTIONS = ["forward", "reverse"]
@@ -85,9 +86,7 @@ def test_keeping_all_or_all_but_one_is_the_full_kl(direction, left_out):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 20), st.integers(0, 10**6), st.floats(0.01, 80), st.floats(0, 1), st.sampled_from(DIRECTIONS)
-)
+@given(st.integers(1, 20), st.integers(0, 10**6), st.floats(0.01, 80), st.floats(0, 1), st.sampled_from(DIRECTIONS))
 def test_is_never_negative_and_never_above_the_full_kl(k, seed, scale, nearness, direction):
     teacher = logits(8, 20, seed=seed, scale=scale)
     student = (1 - nearness**4) * logits(8, 20, seed=seed + 1, scale=scale) + nearness**4 * teacher
@@ -116,7 +115,7 @@ def test_a_tiny_tail_keeps_its_gradient():
     (gradient,) = torch.autograd.grad(truncated_kl(student, topk, "reverse").sum(), student)
     wide = student.detach().double().requires_grad_()
     (reference,) = torch.autograd.grad(truncated_kl(wide, topk_of(teacher.double(), 1), "reverse").sum(), wide)
-    assert (gradient[:, 1:] > 0).all()
+    assert (gradient[:, 1:] != 0).all()
     torch.testing.assert_close(gradient[:, 1:].double(), reference[:, 1:], rtol=1e-4, atol=0)
 
 
@@ -178,7 +177,7 @@ def test_mismatched_sides_are_refused_not_broadcast():
     topk = topk_of(logits(4, 10), 3)
     with pytest.raises(ValueError, match=r"\(1, 10\).*\(4, 3\)"):
         truncated_kl(logits(1, 10), topk)
-    with pytest.raises(ValueError, match="12 classes.*over 10"):
+    with pytest.raises(ValueError, match=r"12 classes.*over 10"):
         truncated_kl(logits(4, 12), topk)
     with pytest.raises(ValueError, match="truncated at temperature 1 and cannot be moved to 4"):
         truncated_kl(logits(4, 10), topk, temperature=4.0)

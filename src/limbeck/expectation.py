@@ -1,7 +1,7 @@
 """What a claim expects of its arms, e.g. ``accuracy.dkd > accuracy.alone + 0.01``, read and computed without eval.
 
-A value is written ``metric.arm``. Numbers, ``+ - * /``, parentheses, ``abs(...)``, ``min(...)`` and ``max(...)`` combine
-values; one of ``< > <= >=`` compares two sides.
+A value is written ``metric.arm``. Numbers, ``+ - * /``, parentheses, ``abs(...)``, ``min(...)`` and ``max(...)``
+combine values; one of ``< > <= >=`` compares two sides.
 """
 
 from __future__ import annotations

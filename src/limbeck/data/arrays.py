@@ -186,7 +186,7 @@ def fingerprint(tensors: Mapping[str, Tensor], *more: Any) -> str:
     for field in sorted(tensors):
         values = tensors[field].detach().cpu().contiguous()
         digest.update(f"{field} {describe_tensor(values)};".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(repr(more).encode())
     return digest.hexdigest()
 

@@ -68,7 +68,11 @@ class Source(Protocol):
     """Rows that can be fetched by index. ``fingerprint`` names the content (a cache and a run are tied to it)."""
 
     spec: DataSpec
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content; a property where it takes time to compute."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -105,9 +105,9 @@ def numbers(name: str, values: Sequence[Value], lines: Sequence[int]) -> list[fl
     return read
 
 
-def missing_text(text: str) -> bool:
-    """Whether a cell's text stands for a missing value (empty, NA, N/A, NaN, null, None, ?)."""
-    return text.strip().lower() in MISSING
+def without_missing(value: Value) -> Value:
+    """The cell, or None where its text stands for a missing value (empty, NA, N/A, NaN, null, None, ?)."""
+    return None if isinstance(value, str) and value.strip().lower() in MISSING else value
 
 
 def _number(value: Value) -> float | None:

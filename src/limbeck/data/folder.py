@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from limbeck.registry import Block, nearest, register
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
+END = 4096
+"""Bytes at each end of a file that its fingerprint covers."""
 # Of ImageNet's pictures, which networks from elsewhere were mostly trained on.
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
@@ -62,92 +64,34 @@ def folder(
         UserError: no such folder, no pictures, fewer than two classes, a test class that train lacks. A picture that
             cannot be decoded raises it when it is read.
     """
-    if image_size < 1:
-        raise UserError(f"image_size must be at least 1; got {image_size}")
     found = _split_folders(path)
     files = {split: list_images(where) for split, where in found.items()}
-    codes, names = encode({s: [p.relative_to(found[s]).parts[0] for p in fs] for s, fs in files.items()})
-    if len(files) == 1:
-        rows = carve(codes["train"], split_seed, **shares(len(files["train"]), test_fraction, val_fraction))
-        files = {s: [files["train"][i] for i in r.sort().values.tolist()] for s, r in rows.items() if len(r)}
-        codes = {s: codes["train"][rows[s].sort().values] for s in files}
-    spec = DataSpec(
-        shape=(1 if grayscale else 3, image_size, image_size),
-        classes=len(names),
-        class_names=names,
-        mean=tuple(mean or (GREY_MEAN if grayscale else RGB_MEAN)),
-        std=tuple(std or (GREY_STD if grayscale else RGB_STD)),
-    )
-    transform = build_transform(augment)
-    made = {
-        s: FolderSource(path, files[s], codes[s], spec, transform if s == "train" else None, first_id=FIRST_ID[s])
-        for s in files
-    }
-    return Data(spec, made["train"], made.get("test"), made.get("val"))
+    codes, names = encode({s: [f.relative_to(found[s]).parts[0] for f in fs] for s, fs in files.items()})
+    pictures: dict[str, Pictures] = {s: Files(path, fs, image_size, grayscale) for s, fs in files.items()}
+    spec = image_spec(image_size, grayscale, names, mean, std)
+    return picture_data(pictures, codes, spec, test_fraction, val_fraction, augment, split_seed, str(path))
 
 
-class DecodedImages(ABC):
-    """A source whose pictures are decoded row by row: the base of folders and of ``datasets`` tables.
+class Pictures(Protocol):
+    """Pictures that are decoded one by one."""
 
-    Args:
-        labels: int64 [N].
-        spec: shape [C, S, S], mean and std.
-        transform: augmentation.
-        seed: of its draws.
-        first_id: id of row 0; ids count on from there.
-    """
-
-    slow = True
-
-    def __init__(
-        self,
-        labels: Tensor,
-        spec: DataSpec,
-        transform: Augmentation | None = None,
-        seed: int = 0,
-        first_id: int = 0,
-    ) -> None:
-        check_labels(labels, spec.classes, "the pictures")
-        self.labels = labels
-        self.spec = spec
-        self.first_id = first_id
-        self.prepare = Prepare(spec, transform, seed)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @abstractmethod
     def picture(self, row: int) -> np.ndarray:
         """Decoded row: uint8 [C, S, S]."""
+        ...
 
-    @abstractmethod
-    def content(self) -> Iterable[bytes]:
-        """Bytes that change when the pictures change."""
-
-    def batch(self, indices: Tensor, view: int = 0) -> Batch:
-        """Rows ``indices`` in a view."""
-        pictures = torch.from_numpy(np.stack([self.picture(row) for row in indices.tolist()]))
-        ids = indices + self.first_id
-        return {"input": self.prepare(pictures, ids, view), "label": self.labels[indices], "id": ids, "view": view}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the content, the labels, the spec and the augmentation."""
-        digest = hashlib.blake2b(digest_size=16)
-        for piece in self.content():
-            digest.update(len(piece).to_bytes(8, "little") + piece)
-        digest.update(self.labels.numpy().tobytes())
-        digest.update(repr((self.spec, self.prepare, self.first_id)).encode())
-        return digest.hexdigest()
+    def content(self, row: int) -> bytes:
+        """Bytes that change when the picture changes."""
+        ...
 
 
-class FolderSource(DecodedImages):
-    """Picture files with labels. The fingerprint covers each file's path, size, first and last 4 KiB."""
+@dataclass(frozen=True)
+class Files:
+    """Picture files; their content, for a fingerprint, is the path, the size, the first and the last 4 KiB."""
 
-    def __init__(self, root: Path, files: Sequence[Path], labels: Tensor, spec: DataSpec, *more: Any, **kw: Any):
-        super().__init__(labels, spec, *more, **kw)
-        self.root = root
-        self.files = list(files)
+    root: Path
+    files: Sequence[Path]
+    size: int
+    grayscale: bool
 
     def picture(self, row: int) -> np.ndarray:
         """Decode one file.
@@ -155,16 +99,119 @@ class FolderSource(DecodedImages):
         Raises:
             UserError: it is damaged or no picture; names it.
         """
-        return read_image(self.files[row], self.spec.shape[-1], self.spec.shape[0] == 1)
+        return read_image(self.files[row], self.size, self.grayscale)
 
-    def content(self) -> Iterable[bytes]:
-        """Path, size and both ends of every file."""
-        for file in self.files:
-            yield f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}".encode()
-            with file.open("rb") as stream:
-                yield stream.read(4096)
-                stream.seek(max(4096, file.stat().st_size - 4096))
-                yield stream.read()
+    def content(self, row: int) -> bytes:
+        """What the fingerprint covers of one file."""
+        file = self.files[row]
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            first = stream.read(END)
+            stream.seek(max(len(first), size - END))
+            return f"{file.relative_to(self.root).as_posix()} {size} ".encode() + first + stream.read()
+
+
+class PictureSource:
+    """Rows of pictures that are decoded when they are asked for.
+
+    Args:
+        pictures: what decodes them.
+        rows: those that belong to this source, in its order: int64 [N].
+        labels: their classes, int64 [N].
+        spec: facts, with mean and std.
+        transform: augmentation.
+        seed: of its draws.
+        first_id: id of the first row; ids count on from there.
+    """
+
+    slow = True
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        rows: Tensor,
+        labels: Tensor,
+        spec: DataSpec,
+        transform: Augmentation | None = None,
+        seed: int = 0,
+        first_id: int = 0,
+    ) -> None:
+        check_labels(labels, spec.classes, "the pictures")
+        self.pictures = pictures
+        self.rows = rows
+        self.labels = labels
+        self.spec = spec
+        self.first_id = first_id
+        self.prepare = Prepare(spec, transform, seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor, view: int = 0) -> Batch:
+        """Rows ``indices`` in a view.
+
+        Raises:
+            UserError: a picture cannot be decoded; names it.
+        """
+        decoded = [self.pictures.picture(row) for row in self.rows[indices].tolist()]
+        ids = indices + self.first_id
+        inputs = self.prepare(torch.from_numpy(np.stack(decoded)), ids, view)
+        return {"input": inputs, "label": self.labels[indices], "id": ids, "view": view}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the pictures' content, the labels, the spec and the augmentation."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self.rows.tolist():
+            digest.update(hashlib.blake2b(self.pictures.content(row), digest_size=16).digest())
+        digest.update(self.labels.numpy().tobytes())
+        digest.update(repr((self.spec, self.prepare, self.first_id)).encode())
+        return digest.hexdigest()
+
+
+def image_spec(
+    size: int, grayscale: bool, names: tuple[str, ...], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> DataSpec:
+    """Facts about square pictures, normalised as ImageNet's are unless mean and std say otherwise.
+
+    Raises:
+        UserError: a size below 1, a std of 0, or mean and std of another number of channels.
+    """
+    channels = 1 if grayscale else 3
+    means = tuple(mean or (GREY_MEAN if grayscale else RGB_MEAN))
+    stds = tuple(std or (GREY_STD if grayscale else RGB_STD))
+    if size < 1:
+        raise UserError(f"image_size must be at least 1; got {size}")
+    if len(means) != channels or len(stds) != channels or min(stds) <= 0:
+        raise UserError(f"mean and std need {channels} values each, std above 0; got {list(means)} and {list(stds)}")
+    return DataSpec(shape=(channels, size, size), classes=len(names), class_names=names, mean=means, std=stds)
+
+
+def picture_data(
+    pictures: Mapping[str, Pictures],
+    labels: Mapping[str, Tensor],
+    spec: DataSpec,
+    test_fraction: float,
+    val_fraction: float,
+    augment: Any,
+    seed: int,
+    where: str,
+) -> Data:
+    """Data of pictures by split; a single split is cut into train, test and val (stratified, seeded)."""
+    rows = {split: torch.arange(len(values)) for split, values in labels.items()}
+    if len(labels) == 1:
+        count = len(labels["train"])
+        cut = carve(labels["train"], seed, **shares(count, test_fraction, val_fraction), what=where)
+        rows = {split: r.sort().values for split, r in cut.items() if len(r)}
+    transform = build_transform(augment)
+    made = {}
+    for split, picked in rows.items():
+        origin = split if split in pictures else "train"
+        used = transform if split == "train" else None
+        made[split] = PictureSource(
+            pictures[origin], picked, labels[origin][picked], spec, used, first_id=FIRST_ID[split]
+        )
+    return Data(spec, made["train"], made.get("test"), made.get("val"))
 
 
 def read_image(file: Any, size: int, grayscale: bool, name: str | None = None) -> np.ndarray:

@@ -149,9 +149,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 def _spec(
     shape: tuple[int, ...], names: list[str], mean: tuple[float, ...], std: tuple[float, ...], licence: str | None
 ) -> DataSpec:
-    return DataSpec(
-        shape=shape, classes=len(names), class_names=tuple(names), mean=mean, std=std, licence=licence
-    )
+    return DataSpec(shape=shape, classes=len(names), class_names=tuple(names), mean=mean, std=std, licence=licence)
 
 
 def _pair(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:

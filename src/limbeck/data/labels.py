@@ -86,7 +86,9 @@ def shares(count: int, test_fraction: float, val_fraction: float = 0.0) -> dict[
         UserError: fractions that leave nothing to train on.
     """
     if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
-        raise UserError(f"test_fraction {test_fraction} and val_fraction {val_fraction} must be at least 0, sum below 1")
+        raise UserError(
+            f"test_fraction {test_fraction} and val_fraction {val_fraction} must be at least 0, sum below 1"
+        )
     return {
         "test": max(1, round(count * test_fraction)) if test_fraction else 0,
         "val": max(1, round(count * val_fraction)) if val_fraction else 0,

@@ -8,9 +8,11 @@ the samples of a step do not depend on how many ranks and micro-batches share th
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -161,7 +163,7 @@ class EvalStream:
         self.workers = workers
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        return math.ceil(len(self.source) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for loaded in ahead(self._load, range(len(self)), self.source, self.workers, self.device):
@@ -193,7 +195,7 @@ class Cut:
         parts = self.world * self.accumulate
         first = self.rank * self.accumulate
         edges = [size * (first + i) // parts for i in range(self.accumulate + 1)]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
 
     def check(self, size: int) -> None:
         """Raises :class:`UserError` if some part would be empty."""

@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from limbeck.data.arrays import from_splits
 from limbeck.data.base import Data, DataSpec
-from limbeck.data.features import Category, Quantity, Value, missing_text, numbers
+from limbeck.data.features import Category, Quantity, Value, numbers, without_missing
 from limbeck.data.labels import carve, encode, shares
 from limbeck.errors import UserError
 from limbeck.registry import nearest, register
@@ -43,7 +44,8 @@ def csv(
 
     Columns of numbers are standardised by the train rows, with missing values at the mean and a feature that flags
     them; columns of text become one-hot, with missing as a category of its own. Empty cells, NA, N/A, NaN, null, None
-    and ? are missing. ``data.extra["features"]`` names the features.
+    and ? are missing (in the target only empty cells are, and they are an error). ``data.extra["features"]`` names the
+    features.
 
     Args:
         path: the file.
@@ -138,9 +140,7 @@ class Choice:
         return left
 
 
-def table_data(
-    tables: Sequence[Table], choice: Choice, test_fraction: float, val_fraction: float, seed: int
-) -> Data:
+def table_data(tables: Sequence[Table], choice: Choice, test_fraction: float, val_fraction: float, seed: int) -> Data:
     """Data of one table, or of a train and a test table with the same columns."""
     inputs = choice.inputs(tables[0])
     words = dict(zip(("train", "test"), (_targets(t, choice.target) for t in tables), strict=False))
@@ -165,7 +165,7 @@ def _features(
     """All rows of all tables as float32 [N, F], fitted on the train rows; and the features' names."""
     pieces, names = [], []
     for name in inputs:
-        column = [v for t in tables for v in t.column(name)]
+        column = [without_missing(v) for t in tables for v in t.column(name)]
         lines = [n for t in tables for n in t.lines]
         read = None if name in choice.categorical else numbers(name, column, lines)
         fitted: Quantity | Category
@@ -180,15 +180,21 @@ def _features(
 
 
 def _targets(table: Table, target: str) -> list[str] | np.ndarray:
-    """The labels: integers where all of them are, texts otherwise."""
+    """The labels: integers where all of them are, texts otherwise. Only an empty cell is missing: 'none' is a class."""
     column = table.column(target)
     for line, value in zip(table.lines, column, strict=True):
         if value is None:
             raise UserError(f"{table.path}, line {line}: the target '{target}' is missing")
     try:
-        return np.array([int(v) if isinstance(v, str) else v for v in column if v is not None])
+        read = np.array([float(v) for v in column if v is not None])
     except ValueError:
         return [str(v) for v in column]
+    parts = np.flatnonzero(~np.isfinite(read) | (read != np.round(read)))
+    if len(parts):
+        where = f"{table.path}, line {table.lines[parts[0]]}"
+        says = "a class is a whole number or a text"
+        raise UserError(f"{where}: the target '{target}' is the quantity {column[parts[0]]}; {says}")
+    return read.astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,16 +216,23 @@ def read_csv(path: Path, delimiter: str | None = None) -> Table:
     if twice:
         raise UserError(f"{path} has more than one column called '{sorted(twice)[0]}'")
     rows, lines = [], []
-    for row in reader:
-        if not row:
-            continue
+    for line, row in _rows(reader, path):
         if len(row) != len(header):
-            raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells, but the header has {len(header)}")
-        rows.append([None if missing_text(cell) else cell.strip() for cell in row])
-        lines.append(reader.line_num)
+            raise UserError(f"{path}, line {line}: {len(row)} cells, but the header has {len(header)}")
+        rows.append([cell.strip() or None for cell in row])
+        lines.append(line)
     if not rows:
         raise UserError(f"{path} has no rows")
     return Table(path, {name: list(c) for name, c in zip(header, zip(*rows, strict=True), strict=True)}, lines)
+
+
+def _rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv_format.Error as error:
+        raise UserError(f"{path}, line {reader.line_num} cannot be read: {error}") from error
 
 
 def read_jsonl(path: Path) -> Table:
@@ -237,7 +250,7 @@ def read_jsonl(path: Path) -> Table:
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, text in enumerate(_text_of(path).splitlines(), start=1):
+    for line, text in enumerate(_text_of(path).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -245,14 +258,14 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {line} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {line}: expected an object like {{\"age\": 3}}, got {type(row).__name__}")
+            raise UserError(f'{path}, line {line}: expected an object like {{"age": 3}}, got {type(row).__name__}')
         yield line, row
 
 
 def _cell(value: object, name: str, path: Path, line: int) -> Value:
     if isinstance(value, bool):
         return float(value)
-    if value is None or (isinstance(value, str) and missing_text(value)) or value != value:
+    if value is None or value == "" or value != value:
         return None
     if isinstance(value, str | int | float):
         return value

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -181,10 +182,8 @@ def describe(transform: Any) -> str:
         return repr(transform)
     named = transform if inspect.isroutine(transform) else kind
     says = f"{named.__module__}.{named.__qualname__}"
-    try:
+    with suppress(OSError, TypeError):
         says += inspect.getsource(named)
-    except (OSError, TypeError):
-        pass
     return says if named is transform else says + repr(sorted(vars(transform).items()))
 
 

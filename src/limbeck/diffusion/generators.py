@@ -8,7 +8,7 @@ of the pieces here. All random numbers come from the clock, by sample and by nam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ class GeneratorMethod(Method):
         from_teacher: start student and critic as copies of the teacher where they are the same network.
     """
 
-    needs: ClassVar = {"teacher": {"denoiser"}}
-    data_free: ClassVar[bool] = True
+    needs = {"teacher": {"denoiser"}}
+    data_free = True
 
     critic: Block
     critic_weighting: Weighting
@@ -64,15 +64,13 @@ class GeneratorMethod(Method):
         """Take the generator, and build its critic."""
         super().setup(parts)
         teacher = self.teacher.module
-        self.shape, self.classes = _shape_of(parts.student, "student"), getattr(parts.student, "classes", None)
-        if _shape_of(teacher, "teacher") != self.shape:
-            raise UserError(
-                f"the student makes {self.shape} samples, the teacher {tuple(teacher.shape)}: make them alike"
-            )  # type: ignore[arg-type]
+        self.shape = _shape_of(parts.student, "student")
+        self.classes: int | None = getattr(parts.student, "classes", None)
+        theirs = _shape_of(teacher, "teacher")
+        if theirs != self.shape:
+            raise UserError(f"the student makes samples of shape {self.shape}, the teacher {theirs}: make them alike")
         if self.classes is None and self.guidance != 1:
-            raise UserError(
-                "guidance needs classes: give the student's network and the teacher 'classes', or guidance 1"
-            )
+            raise UserError("guidance needs classes: give student and teacher 'classes', or leave guidance at 1")
         if self.from_teacher:
             inherit(getattr(parts.student, "net", parts.student), teacher)
         if self.has_critic:

@@ -27,5 +27,6 @@ class Guided:
         self.scale = scale
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        """The guided estimate of the clean sample, shape of ``x``."""
         free = self.denoise(x, sigma)
         return free + self.scale * (self.denoise(x, sigma, label=label) - free)

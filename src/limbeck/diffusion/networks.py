@@ -46,7 +46,7 @@ class EDMDenoiser(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """Cosines and sines of a scalar at ``count`` fixed frequencies from 1/4 to 8 turns per unit, evenly in the logarithm."""
+    """Cosines and sines of a scalar at ``count`` fixed frequencies, geometric from 1/4 to 8 turns per unit."""
 
     frequencies: Tensor
 
@@ -62,30 +62,27 @@ class FourierFeatures(nn.Module):
 
 
 class MLPBackbone(nn.Module):
-    """Residual SiLU layers on the flattened sample, each shifted by an embedding of noise level and class."""
+    """Residual SiLU layers on the flattened sample, with noise level and class added to the first hidden state."""
 
     def __init__(self, shape: tuple[int, ...], width: int, depth: int, classes: int | None = None) -> None:
         super().__init__()
         size = math.prod(shape)
         self.level = FourierFeatures()
-        self.embed = nn.Sequential(nn.Linear(2 * len(self.level.frequencies), width), nn.SiLU())
+        self.embed = nn.Linear(2 * len(self.level.frequencies), width)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
         self.first = nn.Linear(size, width)
-        self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = nn.Linear(width, size)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """``[B, *shape] -> [B, *shape]``."""
-        condition = self.embed(self.level(c_noise))
+        h = self.first(x.flatten(1)) + self.embed(self.level(c_noise))
         if self.label is not None:
-            # The last row is the unconditional one: -1 wraps to it.
             null = self.label.num_embeddings - 1
-            rows = c_noise.new_full((len(x),), null, dtype=torch.long) if label is None else label % (null + 1)
-            condition = condition + self.label(rows)
-        h = self.first(x.flatten(1))
-        for shift, layer in zip(self.shifts, self.layers, strict=True):
-            h = h + layer(nn.functional.silu(h + shift(condition)))
+            rows = torch.full_like(c_noise, null, dtype=torch.long) if label is None else label % (null + 1)
+            h = h + self.label(rows)  # -1 wraps to the last row, the unconditional one
+        for layer in self.layers:
+            h = h + layer(nn.functional.silu(h))
         return self.last(nn.functional.silu(h)).reshape(x.shape)
 
 

@@ -1,9 +1,9 @@
 """Noise paths ``x_t = alpha(t) x0 + sigma(t) eps`` and the predictions a denoising network can make on them.
 
 Time runs from 0 (data) up (noise). The family's one convention is the *EDM space*: ``alpha = 1``, the noise level
-``sigma`` is the time, and a denoiser is a callable ``denoise(x [B, *shape], sigma [B]) -> E[x0 | x] [B, *shape]``. Every
-other path is EDM after rescaling (``x / alpha`` at level ``sigma / alpha``), and every prediction is linear in the
-denoiser at fixed ``(x, t)``, so a network of any kind becomes a denoiser at the boundary and stays one.
+``sigma`` is the time, and a denoiser is a callable ``denoise(x [B, *shape], sigma [B]) -> E[x0 | x] [B, *shape]``.
+Every other path is EDM after rescaling (``x / alpha`` at level ``sigma / alpha``), and every prediction is linear in
+the denoiser at fixed ``(x, t)``, so a network of any kind becomes a denoiser at the boundary and stays one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["denoised", "eps", "score", "v", "v_rotated"]
-"""What a network predicts: ``v`` is the velocity dx/dt of the probability flow; ``v_rotated`` is the ``alpha eps - sigma x0``
-of Salimans and Ho (arXiv 2202.00512), which only paths with ``alpha^2 + sigma^2 = 1`` have."""
+"""What a network predicts. ``v`` is the velocity dx/dt of the probability flow, ``v_rotated`` the
+``alpha eps - sigma x0`` of Salimans and Ho (arXiv 2202.00512), a velocity (up to a factor) on the cosine path only."""
 
 Denoise = Callable[..., Tensor]
 """``denoise(x [B, *shape], sigma [B]) -> E[x0 | x]``; conditional ones also take ``label`` (int64 [B])."""
@@ -112,7 +112,7 @@ class VPLinear(NoisePath):
 
 @dataclass(frozen=True)
 class VPCosine(NoisePath):
-    """``alpha = cos(pi t / 2), sigma = sin(pi t / 2)``, ``t`` in [0, 1]; ``dx/dt`` is ``pi / 2`` times ``v_rotated``."""
+    """``alpha = cos(pi t / 2), sigma = sin(pi t / 2)``, ``t`` in [0, 1]; ``v`` is ``pi / 2`` times ``v_rotated``."""
 
     def at(self, t: Tensor) -> Coefficients:  # noqa: D102
         half = math.pi / 2

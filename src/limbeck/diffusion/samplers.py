@@ -7,7 +7,8 @@ Other paths and predictions enter through :func:`limbeck.diffusion.paths.to_edm`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -113,9 +114,10 @@ def sample(
     sigma_max: float = 80.0,
     rho: float = 7.0,
     sampler: Sampler = "heun",
-    **condition: Tensor,
+    label: Tensor | None = None,
 ) -> Solution:
     """Samples of the model from standard normal ``noise`` [B, *shape], down the Karras grid; no gradient."""
+    condition = {} if label is None else {"label": label}
     grid = karras_grid(steps, sigma_min, sigma_max, rho)
     return SOLVERS[sampler](denoise, noise * sigma_max, grid, **condition)
 
@@ -147,9 +149,8 @@ def _ddim(x: Tensor, denoised: Tensor, now: float, following: float) -> Tensor:
     return denoised + (following / now) * (x - denoised)
 
 
-def _pairs(sigmas: Tensor) -> list[tuple[float, float]]:
-    levels = sigmas.tolist()
-    return list(zip(levels[:-1], levels[1:], strict=True))
+def _pairs(sigmas: Tensor) -> Iterator[tuple[float, float]]:
+    return pairwise(sigmas.tolist())
 
 
 def _check_range(steps: int, sigma_min: float, sigma_max: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,10 +102,10 @@ def fits(member: Any, node: Node) -> bool:
         )
     if node.is_list:
         return container(member) in ("sequence", "tuple")
-    return scalar(member) and SCALARS[member].accepts(node.value)
+    return is_scalar(member) and SCALARS[member].accepts(node.value)
 
 
-def scalar(annotation: Any) -> bool:
+def is_scalar(annotation: Any) -> bool:
     """Whether an annotation is one of single values."""
     try:
         return annotation in SCALARS
@@ -128,13 +129,15 @@ def out_of_range(mark: Any, value: Any) -> str | None:
     """What a bound (``Gt(0)`` in ``Annotated``) says against a value, if anything."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    match mark:
-        case annotated_types.Gt(gt=bound) if not value > bound:
-            return f"must be greater than {bound}"
-        case annotated_types.Ge(ge=bound) if not value >= bound:
-            return f"must be at least {bound}"
-        case annotated_types.Lt(lt=bound) if not value < bound:
-            return f"must be less than {bound}"
+    tests: tuple[tuple[type, str, Callable[[float, Any], bool], str], ...] = (
+        (annotated_types.Gt, "gt", operator.gt, "greater than"),
+        (annotated_types.Ge, "ge", operator.ge, "at least"),
+        (annotated_types.Lt, "lt", operator.lt, "less than"),
+        (annotated_types.Le, "le", operator.le, "at most"),
+    )
+    for kind, name, holds, words in tests:
+        if isinstance(mark, kind) and not holds(value, getattr(mark, name)):
+            return f"must be {words} {getattr(mark, name)}"
     return None
 
 
@@ -162,7 +165,7 @@ def takes_none(annotation: Any) -> bool:
 def describe(annotation: Any) -> str:
     """An annotation in words: "a number", "one of 'mean', 'sum'", "a list of texts"."""
     origin, inner = get_origin(annotation), get_args(annotation)
-    if scalar(annotation):
+    if is_scalar(annotation):
         return SCALARS[annotation].says
     if origin is Annotated:
         kind = next((m.name for m in inner[1:] if isinstance(m, Kind)), None)
@@ -188,7 +191,7 @@ def _describe_container(annotation: Any, inner: tuple[Any, ...]) -> str:
 
 
 def _plural(annotation: Any) -> str:
-    if scalar(annotation):
+    if is_scalar(annotation):
         return SCALARS[annotation].many
     if annotation is Any:
         return "values"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -25,10 +25,10 @@ from limbeck.recipe.annotations import (
     container,
     describe,
     fits,
+    is_scalar,
     keys_of,
     out_of_range,
     rank,
-    scalar,
     show,
     takes_none,
 )
@@ -37,7 +37,8 @@ from limbeck.recipe.mistakes import Mistake, did_you_mean
 from limbeck.recipe.source import DEFAULT, Node, Trail, Where, dotted, read_scalar
 from limbeck.registry import Kind, nearest
 
-_ABSENT: Any = object()
+ABSENT: Any = object()
+"""Stands for a value that was not given."""
 BAD: Any = type("Bad", (), {"__repr__": lambda self: "BAD", "__bool__": lambda self: False})()
 """Stands for a value that is wrong (the mistake has been noted)."""
 
@@ -62,7 +63,7 @@ class Row:
 
 @dataclass
 class Values:
-    """Collects mistakes, remarks and effective values while a tree is checked. :mod:`limbeck.recipe.blocks` adds blocks."""
+    """Collects mistakes and effective values while a tree is checked; :mod:`limbeck.recipe.blocks` adds the blocks."""
 
     folder: Path
     environment: Environment = field(default_factory=Environment)
@@ -81,8 +82,19 @@ class Values:
         """Note an effective value."""
         self.rows.append(Row(trail, value, where))
 
-    def block(self, kind: str, node: Node, trail: Trail, wiring: Mapping[str, Any] | None = None) -> Any:
-        """The :class:`Block` that a node spells."""
+    def trial(self) -> Self:
+        """A collector of its own for a variant of the recipe, see :meth:`absorb`."""
+        return type(self)(self.folder, self.environment)
+
+    def absorb(self, trial: Values, trail: Trail = ()) -> None:
+        """Take over the mistakes of a variant that are not known yet; ``trail`` says which variant it is."""
+        known = {(m.file, m.line, m.message) for m in self.mistakes}
+        for m in trial.mistakes:
+            if (m.file, m.line, m.message) not in known:
+                self.mistakes.append(replace(m, path=".".join(filter(None, (dotted(trail), m.path)))))
+
+    def block(self, kind: str, node: Node, trail: Trail) -> Any:
+        """The :class:`limbeck.registry.Block` that a node spells."""
         raise NotImplementedError
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -92,23 +104,23 @@ class Values:
         if annotation is Any or annotation is object:
             return self.anything(node, trail)
         if get_origin(annotation) is Annotated:
-            return self.annotated(annotation, node, trail)
+            return self._annotated(annotation, node, trail)
         if get_origin(annotation) in (Union, types.UnionType):
-            return self.union(annotation, node, trail)
+            return self._union(annotation, node, trail)
         if get_origin(annotation) is Literal:
-            return self.literal(annotation, node, trail)
+            return self._literal(annotation, node, trail)
         if isinstance(annotation, type) and issubclass(annotation, Fields):
             return self.fields(annotation, node, trail)
         reader = {
-            "sequence": self.sequence, "tuple": self.fixed, "mapping": self.mapping, "tree": self.tree,
+            "sequence": self._sequence, "tuple": self._fixed, "mapping": self._mapping, "tree": self._tree,
         }.get(container(annotation) or "")  # fmt: skip
         if reader is not None:
             return reader(annotation, node, trail)
-        if scalar(annotation):
-            return self.scalar(annotation, node, trail)
-        return self.foreign(annotation, node, trail)
+        if is_scalar(annotation):
+            return self._scalar(annotation, node, trail)
+        return self._foreign(annotation, node, trail)
 
-    def annotated(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _annotated(self, annotation: Any, node: Node, trail: Trail) -> Any:
         inner, *marks = get_args(annotation)
         kind = next((m.name for m in marks if isinstance(m, Kind)), None)
         if kind is not None:
@@ -120,14 +132,14 @@ class Values:
                 return self.wrong(node, trail, f"{message}, not {show(node)}")
         return value
 
-    def union(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _union(self, annotation: Any, node: Node, trail: Trail) -> Any:
         members = sorted(get_args(annotation), key=rank)
         if node.value is None and types.NoneType in members:
             return None
         if is_reference(node.value) and self.text(node, trail) is BAD:
             return BAD
         attempts = []
-        for member in members:
+        for member in (m for m in members if m is not types.NoneType):
             saved = len(self.mistakes), len(self.rows), len(self.dropped)
             value = self.value(member, node, trail)
             if value is not BAD and len(self.mistakes) == saved[0]:
@@ -135,12 +147,12 @@ class Values:
             attempts.append((member, self.mistakes[saved[0] :]))
             del self.mistakes[saved[0] :], self.rows[saved[1] :], self.dropped[saved[2] :]
         for member, found in attempts:
-            if len(attempts) == 1 or member is not types.NoneType and fits(member, node):
+            if len(attempts) == 1 or fits(member, node):
                 self.mistakes += found
                 return BAD
         return self.wrong(node, trail, f"must be {describe(annotation)}, not {show(node)}")
 
-    def literal(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _literal(self, annotation: Any, node: Node, trail: Trail) -> Any:
         words = get_args(annotation)
         given = self.text(node, trail) if is_reference(node.value) else node.value
         if given is BAD:
@@ -148,7 +160,7 @@ class Values:
         for word in words:
             if type(word) is type(given) and word == given:
                 return word
-        hint = did_you_mean(nearest(given, words)) if isinstance(given, str | int) else ""
+        hint = did_you_mean(nearest(str(given), words)) if isinstance(given, str | int) else ""
         return self.wrong(node, trail, f"must be {describe(annotation)}, not {show(node)}", hint)
 
     def fields(self, model: type[Fields], node: Node, trail: Trail) -> Any:
@@ -164,12 +176,13 @@ class Values:
                 hint = hint or did_you_mean(nearest(key, known))
                 self.wrong(child, (*trail, key), f"{name} has no '{key}'", hint)
         values = {key: self.field(spec, node, key, trail) for key, spec in known.items()}
-        values = {k: v for k, v in values.items() if v is not _ABSENT}
+        values = {k: v for k, v in values.items() if v is not ABSENT}
         if len(self.mistakes) > before:
             return BAD
         return self.construct(model, values, node, trail)
 
     def field(self, spec: FieldSpec, node: Node, key: str, trail: Trail) -> Any:
+        """The value of one key of a map, BAD, or :data:`ABSENT` where it is left out and has a default."""
         at = (*trail, key)
         child = node.value.get(key)
         if child is not None and child.value is None and (not takes_none(spec.annotation) or spec.default is None):
@@ -179,7 +192,7 @@ class Values:
             if spec.required:
                 return self.wrong(node, at, f"'{key}' is missing: {spec.description or describe(spec.annotation)}")
             self.row(at, spec.default, DEFAULT)
-            return _ABSENT
+            return ABSENT
         return self.recorded(spec.annotation, child, at)
 
     def recorded(self, annotation: Any, node: Node, trail: Trail) -> Any:
@@ -191,6 +204,7 @@ class Values:
         return value
 
     def construct(self, model: type[Fields], values: Mapping[str, Any], node: Node, trail: Trail) -> Any:
+        """The map made of checked values, or BAD when they do not go together."""
         try:
             made = model(**values)
         except ValidationError as error:
@@ -206,7 +220,7 @@ class Values:
 
     # ----------------------------------------------------------------------------------------------------- containers
 
-    def sequence(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _sequence(self, annotation: Any, node: Node, trail: Trail) -> Any:
         if not node.is_list:
             return self.wrong(node, trail, f"must be {describe(annotation)}, not {show(node)}")
         member = next(iter(get_args(annotation)), Any)
@@ -214,10 +228,10 @@ class Values:
         make = set if get_origin(annotation) in (set, frozenset) or annotation in (set, frozenset) else list
         return BAD if any(v is BAD for v in values) else make(values)
 
-    def fixed(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _fixed(self, annotation: Any, node: Node, trail: Trail) -> Any:
         members = get_args(annotation)
         if not members or members[-1] is Ellipsis:
-            values = self.sequence(list[members[0]] if members else list, node, trail)  # type: ignore[valid-type]
+            values = self._sequence(list[members[0]] if members else list, node, trail)  # type: ignore[valid-type]
             return BAD if values is BAD else tuple(values)
         if not node.is_list or len(node.value) != len(members):
             return self.wrong(node, trail, f"must be {describe(annotation)}, not {show(node)}")
@@ -225,7 +239,7 @@ class Values:
         values = [self.value(member, child, (*trail, i)) for i, (member, child) in pairs]
         return BAD if any(v is BAD for v in values) else tuple(values)
 
-    def mapping(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _mapping(self, annotation: Any, node: Node, trail: Trail) -> Any:
         if not node.is_map:
             return self.wrong(node, trail, f"must be {describe(annotation)}, not {show(node)}")
         key_type, value_type = get_args(annotation) or (str, Any)
@@ -235,21 +249,22 @@ class Values:
             if child.value is None and not takes_none(value_type):
                 self.dropped.append(at)
                 continue
-            word = self.key(key_type, key, child, at)
+            word = self._key(key_type, key, child, at)
             made[word] = self.value(value_type, child, at)
         return BAD if any(v is BAD for v in (*made, *made.values())) else made
 
-    def key(self, annotation: Any, key: str, child: Node, trail: Trail) -> Any:
+    def _key(self, annotation: Any, key: str, child: Node, trail: Trail) -> Any:
         if annotation in (str, Any):
             return key
         return self.value(annotation, Node(read_scalar(key), child.where), trail)
 
-    def tree(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _tree(self, annotation: Any, node: Node, trail: Trail) -> Any:
         if not node.is_map:
             return self.wrong(node, trail, f"must be a map, not {show(node)}")
         return Tree(node.plain())
 
     def anything(self, node: Node, trail: Trail) -> Any:
+        """The plain value of a node, with references to the environment replaced and numbers finite."""
         if node.is_map:
             made: Any = {k: self.anything(v, (*trail, k)) for k, v in node.value.items()}
             return BAD if any(v is BAD for v in made.values()) else made
@@ -271,7 +286,7 @@ class Values:
         except UnsetError as error:
             return self.wrong(node, trail, str(error))
 
-    def scalar(self, kind: Any, node: Node, trail: Trail) -> Any:
+    def _scalar(self, kind: Any, node: Node, trail: Trail) -> Any:
         given = node.value
         if isinstance(given, str):
             given = self.text(node, trail)
@@ -312,7 +327,7 @@ class Values:
         )
         return self.wrong(node, trail, f"there is no file or folder {show(node)}{looked}")
 
-    def foreign(self, annotation: Any, node: Node, trail: Trail) -> Any:
+    def _foreign(self, annotation: Any, node: Node, trail: Trail) -> Any:
         """A type that only pydantic knows."""
         checks = adapter(annotation)
         plain = self.anything(node, trail)

@@ -12,13 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from limbeck.report import units
-from limbeck.report.figures import SMALL, TEXT, WIDTH, Chart, axes, canvas, chart, inline, pixels, shorten, width_of, write
-from limbeck.report.labels import Metric
+from limbeck.report.figures import TEXT, WIDTH, Chart, axes, canvas, chart, inline, pixels, shorten, width_of, write
+from limbeck.report.labels import Metric, short
 from limbeck.report.palette import Style, sentinel
 
 ROW = 38
 LABELS = 108
 """The most pixels that the names beside a figure's rows may take."""
+
+_BETTER = {
+    ("x", "lower"): " · ← better", ("x", "higher"): " · better →", ("x", None): "",
+    ("y", "lower"): " · ↓ better", ("y", "higher"): " · ↑ better", ("y", None): "",
+}  # fmt: skip
 
 Box = tuple[float, float, float, float]
 
@@ -85,9 +90,9 @@ def tradeoff(
                 markeredgecolor=sentinel("paper"), markeredgewidth=1)  # fmt: skip
     _name_spots(figure, ax, spots)
     height = figure.get_size_inches()[1] * 72
-    write(figure, 0, height - 12, f"{quality.label} {'↓' if quality.better == 'lower' else '↑'}", "muted")
-    write(figure, WIDTH, 4, f"{cost.label}{scale} {'→' if cost.better == 'higher' else '←'}", "muted", ha="right")
-    says = f"{quality.label} against {cost.label.lower()}: " + "; ".join(
+    write(figure, 0, height - 12, f"{quality.label}{_BETTER['y', quality.better]}", "muted")
+    write(figure, WIDTH, 4, f"{short(cost)}{scale}{_BETTER['x', cost.better]}", "muted", ha="right")
+    says = f"{quality.label} against {cost.name}: " + "; ".join(
         f"{s.label} {units.quantity(s.y, quality.unit)} at {units.quantity(s.x, cost.unit)}" for s in spots
     )
     return Chart(key, title, inline(figure, key, says), caption)
@@ -120,7 +125,7 @@ def _tradeoff_axes(spots: Sequence[Spot], cost: Metric, quality: Metric) -> tupl
     low, high = min(s.x for s in spots), max(s.x for s in spots)
     ticks = _tick_texts([s.y for s in spots], quality.unit)
     left = max(width_of(t) for t in ticks) + 12
-    ax = axes(figure, left=left, right=22, top=30, bottom=46, grid="both")
+    ax = axes(figure, left=left, right=22, top=30, bottom=42, grid="both")
     _span(ax.set_ylim, [s.y for s in spots], 0.16)
     _ticks(ax, "y", quality.unit)
     log = low > 0 and high / low > 4
@@ -130,7 +135,7 @@ def _tradeoff_axes(spots: Sequence[Spot], cost: Metric, quality: Metric) -> tupl
         ax.set_xlim(low / margin, high * margin)
         ax.xaxis.set_major_locator(FixedLocator(log_ticks(low / margin, high * margin)))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: units.quantity(v, cost.unit)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: units.tick(v, cost.unit)))
     else:
         _span(ax.set_xlim, [s.x for s in spots], 0.16)
         _ticks(ax, "x", cost.unit)
@@ -209,14 +214,12 @@ def _span(set_limits: Callable[[float, float], object], values: Sequence[float],
 def _ticks(ax: Axes, which: str, unit: str) -> None:
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_locator(MaxNLocator(3 if which == "x" else 4, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: units.quantity(round(v, 12), unit)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: units.tick(v, unit)))
 
 
 def _tick_texts(values: Sequence[float], unit: str) -> list[str]:
     low, high = min(values), max(values)
     room = 0.16 * (high - low) or abs(high) * 0.05 or 1.0
     places = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low - room, high + room)
-    return [units.quantity(round(float(v), 12), unit) for v in places]
+    return [units.tick(float(v), unit) for v in places]
 
-
-__all__ = ["SMALL", "Row", "Spot", "dots", "log_ticks", "tradeoff"]

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from limbeck.report import units
-from limbeck.report.figures import SMALL, TEXT, WIDTH, Chart, axes, canvas, chart, inline, pixels, shorten, width_of, write
+from limbeck.report.figures import SMALL, WIDTH, Chart, axes, canvas, chart, inline, pixels, shorten, width_of, write
 from limbeck.report.palette import sentinel
 from limbeck.report.results import Arm, Floats, Run, points
 
@@ -47,7 +47,7 @@ def reliability(run: Run) -> Chart | None:
     _unit_square(ax)
     _key(figure, drawn, 318)
     _histogram(figure, *next((c for c in curves if c[0] is run.student), curves[0]))
-    write(figure, 0, 296, "Accuracy", "muted")
+    write(figure, 56, 276, "Accuracy", "muted")
     errors = [(arm, arm.value("ece")) for arm in drawn]
     says = "Accuracy against confidence. Calibration error: " + ", ".join(
         f"{arm.label} {units.percent(e)}" for arm, e in errors if e is not None
@@ -75,7 +75,9 @@ def confusion(run: Run) -> Chart | None:
     _class_names(figure, ax, names, cell, upright)
     _corner_labels(figure, left)
     wrong = int(matrix.sum() - np.trace(matrix))
-    says = f"Confusion matrix of {arm.label}: {wrong} of {int(matrix.sum())} wrong. " + "; ".join(mixed_up(run, 3))
+    says = f"Confusion matrix of {arm.label}: {wrong} of {int(matrix.sum())} wrong. " + "; ".join(
+        f"{true} taken for {taken} {times} times" for true, taken, times in mixed_up(run, 3)
+    )
     caption = f"{wrong:,} of {int(matrix.sum()):,} test samples are wrong.".replace(",", units.GAP)
     return Chart("confusion", "What the student mixes up", inline(figure, "confusion", says), caption)
 
@@ -113,7 +115,7 @@ def counts(arm: Arm) -> Floats | None:
     return matrix
 
 
-def test_samples(arm: Arm) -> int | None:
+def sample_count(arm: Arm) -> int | None:
     """How many test samples an arm was judged on, if it is known."""
     said = units.finite(arm.details.get("test_samples"))
     if said and said > 0:
@@ -122,8 +124,8 @@ def test_samples(arm: Arm) -> int | None:
     return int(matrix.sum()) if matrix is not None else None
 
 
-def mixed_up(run: Run, most: int) -> list[str]:
-    """The pairs of classes that the student mixes up most, in words: '4 taken for 9: 3 times'."""
+def mixed_up(run: Run, most: int = 8) -> list[tuple[str, str, int]]:
+    """The pairs that the student mixes up most: (true class, what it was taken for, how often)."""
     matrix = counts(run.student) if run.student else None
     if matrix is None:
         return []
@@ -131,14 +133,7 @@ def mixed_up(run: Run, most: int) -> list[str]:
     names = _names(run, len(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [divmod(int(i), len(matrix)) for i in order]
-    found = [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j] > 0]
-    return [f"{a} taken for {b}: {n}{units.GAP}×" for a, b, n in found]
-
-
-def too_many_classes(run: Run) -> bool:
-    """Whether the student's confusion matrix is too large to be drawn."""
-    matrix = counts(run.student) if run.student else None
-    return matrix is not None and len(matrix) > WITH_CELLS
+    return [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j] > 0]
 
 
 def _bins(arm: Arm) -> tuple[Floats, Floats, Floats] | None:
@@ -165,17 +160,18 @@ def _unit_square(ax: Axes) -> None:
 
 def _key(figure: Figure, arms: Sequence[Arm], y: float) -> None:
     """Marker, name and calibration error of each arm, in one row."""
+    room = WIDTH - 26 * len(arms) + 8
     texts = [" ".join(filter(None, (arm.label, _error(arm)))) for arm in arms]
-    room = (WIDTH - 8 - 30 * len(arms)) / max(1, len(arms))
+    if sum(map(width_of, texts)) > room:
+        texts = [shorten(arm.label, room / len(arms)) for arm in arms]
     x = 6.0
     layer = figure.add_axes((0, 0, 1, 1), facecolor="none")
     layer.axis("off")
     layer.set(xlim=(0, WIDTH), ylim=(0, figure.get_size_inches()[1] * 72))
     for arm, text in zip(arms, texts, strict=True):
-        shown = text if sum(map(width_of, texts)) + 34 * len(texts) < WIDTH else shorten(text, room)
         layer.plot([x], [y], arm.style.marker, color=sentinel(arm.style.colour), markersize=7)
-        write(figure, x + 10, y, shown, arm.style.colour, va="center_baseline")
-        x += width_of(shown) + 30
+        write(figure, x + 10, y, text, arm.style.colour, va="center_baseline")
+        x += width_of(text) + 26
 
 
 def _error(arm: Arm) -> str:
@@ -271,5 +267,3 @@ def _names(run: Run, classes: int) -> list[str]:
     known = run.class_names
     return [known[i] if i < len(known) and known[i] else str(i) for i in range(classes)]
 
-
-__all__ = ["TEXT", "class_change", "class_charts", "confusion", "counts", "mixed_up", "reliability", "test_samples", "too_many_classes"]

@@ -158,9 +158,9 @@ def inline(figure: Figure, key: str, says: str) -> Markup:
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(buffer.getvalue())
+    width, height = (round(float(v)) for v in root.attrib["viewBox"].split()[2:])
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', buffer.getvalue()))
     _tidy(root, key, used)
-    width, height = (round(float(v)) for v in root.attrib["viewBox"].split()[2:])
     attributes = {"class": "chart", "viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": says}
     root.attrib.clear()
     root.attrib.update(attributes)

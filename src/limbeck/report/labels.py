@@ -77,12 +77,12 @@ _TABLE: tuple[Metric, ...] = (
     Metric("parameters", "Parameters", "count", "lower", "cost"),
     Metric("bytes", "Size", "bytes", "lower", "cost"),
     Metric("flops", "FLOPs per sample", "flops", "lower", "cost"),
-    Metric("latency_ms", "Latency", "ms", "lower", "cost"),
+    Metric("latency_ms", "Latency", "ms", "lower", "cost", "latency"),
     Metric("latency_p90_ms", "Latency, 90th percentile", "ms", "lower", "cost"),
     Metric("throughput", "Throughput", "samples/s", "higher", "cost"),
 )
 OWN: dict[str, Metric] = {m.key: m for m in _TABLE}
-SHORT = {"latency_ms": "Latency", "ece": "Calibration error", "latency_p90_ms": "Latency p90", "nll": "NLL"}
+SHORT = {"latency_ms": "Latency", "ece": "Calibration error", "latency_p90_ms": "Latency p90", "nll": "NLL", "nfe": "Evaluations", "image_bytes": "Image bytes", "label_bytes": "Label bytes"}
 MAIN = {
     "classification": ("fresh_accuracy", "accuracy", "top5_accuracy", "nll"),
     "language": ("perplexity", "bits_per_token", "accuracy", "nll"),

@@ -27,12 +27,13 @@ REFERENCES = ("teacher", "data", "real", "target")
 
 @dataclass(frozen=True)
 class Picture:
-    """One image for a page: a PNG as a data address, its size in pixels and what it is of."""
+    """One image for a page: a PNG as a data address, its size in pixels, its label (if any) and what to say of it."""
 
     source: str
     width: int
     height: int
     label: str
+    alt: str
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _picture(item: Any, names: list[str], i: int, who: str) -> Picture | None:
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png", metadata={"Software": None})
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(source, pixels.shape[1], pixels.shape[0], label or f"{who}, image {i + 1}")
+    return Picture(source, pixels.shape[1], pixels.shape[0], label, f"{who}, image {i + 1}{': ' if label else ''}{label}")
 
 
 def _pixels(value: object) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from limbeck.report import units
 from limbeck.report.charts import log_ticks
-from limbeck.report.figures import SMALL, TEXT, WIDTH, Chart, apart, axes, canvas, chart, inline, pixels, shorten, width_of, write
+from limbeck.report.figures import SMALL, WIDTH, Chart, apart, axes, canvas, chart, inline, pixels, shorten, width_of, write
 from limbeck.report.labels import Metric, main_metric, info
 from limbeck.report.palette import CATEGORICAL, Style, sentinel
 from limbeck.report.results import Arm, Curve, Run, clean
@@ -108,7 +108,7 @@ def term_shares(arm: Arm, axis: str) -> Chart | None:
     labels = [f"{shorten(name, 70, SMALL)} {units.percent(float(m))}" for name, m in zip(curves, mean, strict=True)]
     figure, ax = _share_axes(x, max(map(width_of, labels)), axis)
     for i, (low, top) in enumerate(zip([np.zeros_like(x), *tops], tops, strict=False)):
-        ax.fill_between(x, low, top, color=sentinel(_colour(i)), alpha=0.62, linewidth=0)
+        ax.fill_between(x, low, top, color=sentinel(_colour(i)), alpha=0.5, linewidth=0)
         ax.plot(x, top, color=sentinel("paper"), linewidth=1)
     middles = [pixels(ax, 0, float(m))[1] for m in (tops[:, -1] + np.vstack([0 * tops[:1], tops[:-1]])[:, -1]) / 2]
     _end_labels(figure, ax, labels, [Style(_colour(i)) for i in range(len(labels))], middles)
@@ -179,19 +179,20 @@ def _over_training(curves: Sequence[Curve], margin: float, unit: str, axis: str)
     low, high = float(values.min()), float(values.max())
     log = low > 0 and high / low > 30
     ticks = log_ticks(low, high) if log else [float(v) for v in MaxNLocator(4).tick_values(low, high)]
-    texts = [units.quantity(round(t, 12), unit) for t in ticks]
+    texts = [units.tick(t, unit) for t in ticks]
     figure = canvas(232)
     left = max([0.0, *map(width_of, texts)]) + 12
     ax = axes(figure, left=left, right=margin + 14, top=12, bottom=40)
     if log:
         ax.set_yscale("log")
+        ax.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_locator(FixedLocator(ticks))
     else:
         room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
         ax.set_ylim(low - room, high + room)
         ax.yaxis.set_major_locator(FixedLocator([t for t in ticks if low - room <= t <= high + room]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.quantity(round(v, 12), unit)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.tick(v, unit)))
     _time_axis(figure, ax, [float(c.x[0]) for c in curves] + [float(c.x[-1]) for c in curves], axis)
     return figure, ax
 
@@ -201,7 +202,7 @@ def _share_axes(x: np.ndarray, margin: float, axis: str) -> tuple[Figure, Axes]:
     ax = axes(figure, left=width_of(units.percent(1.0)) + 12, right=margin + 14, top=12, bottom=40)
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.percent(v)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: units.tick(v, "%")))
     _time_axis(figure, ax, [float(x[0]), float(x[-1])], axis)
     return figure, ax
 
@@ -223,5 +224,3 @@ def _end_labels(figure: Figure, ax: Axes, labels: Sequence[str], worn: Sequence[
         weight = {"weight": "bold"} if style.colour == "student" else {}
         write(figure, ax.get_position().x1 * WIDTH + 8, y, label, style.colour, va="center_baseline", **weight)
 
-
-__all__ = ["TEXT", "Line", "TermRow", "lines", "term_rows", "term_shares", "term_values", "thinned", "training_charts"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 GAP = "\u202f"
@@ -62,7 +63,7 @@ def seconds(value: float) -> str:
     if size < 5e-5:
         return f"{number(value * 1e6)}{GAP}µs"
     if size < 1:
-        return f"{number(value * 1e3)}{GAP}ms"
+        return f"{number(value * 1e3, 3 if size >= 1e-3 else 2)}{GAP}ms"
     if size < 59.95:
         return f"{number(value)}{GAP}s"
     whole = round(value)
@@ -99,6 +100,11 @@ def quantity(value: object, unit: str = "") -> str:
     if unit in known:
         return known[unit](exact)
     return f"{number(exact)}{GAP}{unit}" if unit else number(exact)
+
+
+def tick(value: float, unit: str = "") -> str:
+    """A value beside an axis: as :func:`quantity`, without zeros that end the decimals."""
+    return re.sub(r"(\.\d*?)0+(?!\d)", lambda m: "" if m[1] == "." else m[1], quantity(round(value, 12), unit))
 
 
 def difference(value: float, other: float, unit: str = "") -> str:

@@ -33,7 +33,8 @@ def teacher(context: Context) -> None:
 def _prepare(context: Context, role: str, block: Any) -> tuple[Stored, Arm]:
     label = "Teacher" if role == "teacher" else role
     arm = Arm(role, "teacher", label, context.recipe)
-    exact = block.block.name != "auto" and find("model", block.block.name).facts.get("exact", False)
+    facts = {} if block.block.name == "auto" else find("model", block.block.name).facts
+    exact = facts.get("exact", False) or facts.get("trained", False)
     pretrained = block.path is not None or "path" in block.block.args or "hub" in block.block.args
     if exact or pretrained:
         offers = context.ingredients.offers

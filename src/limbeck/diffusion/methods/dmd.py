@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from limbeck.diffusion.losses import matching_direction, squared_error, surrogat
 from limbeck.engine import noise
 from limbeck.engine.method import Batch, Clock, Term, Update
 from limbeck.errors import UserError
-from limbeck.registry import Block, register
+from limbeck.registry import ModelBlock, register
 
 CHUNK = 1024
 """Teacher samples that are made at once."""
@@ -51,14 +51,14 @@ class DMD(GeneratorMethod):
         from_teacher: start student and critic as copies of the teacher where they are the same network.
     """
 
-    needs: ClassVar = {"teacher": {"denoiser"}}
-    data_free: ClassVar = True
-    controls: ClassVar = {"regression_only": {"method": {"distribution_weight": 0.0, "critic_updates": 0}}}
+    needs = {"teacher": {"denoiser"}}
+    data_free = True
+    controls = {"regression_only": {"method": {"distribution_weight": 0.0, "critic_updates": 0}}}
 
     def __init__(
         self,
         *,
-        critic: Block["model"],
+        critic: ModelBlock,
         critic_updates: int = 1,
         critic_weighting: Literal["edm", "snr", "uniform"] = "edm",
         distribution_weight: float = 1.0,
@@ -74,13 +74,11 @@ class DMD(GeneratorMethod):
         from_teacher: bool = True,
     ) -> None:
         if critic_updates < 0 or (critic_updates == 0 and distribution_weight != 0):
-            raise UserError(
-                "dmd: matching distributions needs critic_updates of 1 or more; 0 only with distribution_weight 0"
-            )
-        if pairs < 1 or pair_steps < 1 or not 0 <= t_min < t_max <= 1 or not 0 < sigma_min < sigma_max:
-            raise UserError(
-                "dmd: needs pairs and pair_steps above 0, 0 <= t_min < t_max <= 1, 0 < sigma_min < sigma_max"
-            )
+            raise UserError("dmd: critic_updates must be 1 or more; 0 is only for distribution_weight 0")
+        if not 0 <= t_min < t_max <= 1 or not 0 < sigma_min < sigma_max:
+            raise UserError("dmd: 0 <= t_min < t_max <= 1 and 0 < sigma_min < sigma_max must hold")
+        if pairs < 1 or pair_steps < 1:
+            raise UserError("dmd: pairs and pair_steps must be 1 or more")
         self.critic = critic
         self.critic_updates = critic_updates
         self.critic_weighting = critic_weighting
@@ -152,9 +150,13 @@ class DMD(GeneratorMethod):
     def teach(self, ids: Tensor, seed: int) -> Tensor:
         """The teacher's samples for the pairs with these numbers."""
         start, label = self.pair_start(ids, seed)
-        condition = {} if label is None else {"label": label}
         with self.teacher.context():
             return samplers.sample(
-                self.real, start, steps=self.pair_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max,
-                rho=self.rho, **condition,
-            ).samples  # fmt: skip
+                self.real,
+                start,
+                steps=self.pair_steps,
+                sigma_min=self.sigma_min,
+                sigma_max=self.sigma_max,
+                rho=self.rho,
+                label=label,
+            ).samples

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,22 @@ class NotCachedError(UserError, LookupError):
     """A sample id or a view that the cache does not hold; the message names it."""
 
 
+class _Index(NamedTuple):
+    """Sorted ids of a view, and which of its rows each one is."""
+
+    known: np.ndarray
+    positions: np.ndarray
+
+    def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of these ids, and which of them exist."""
+        last = len(self.known) - 1
+        if int(self.known[last]) - int(self.known[0]) == last:  # consecutive ids, the usual case, need no search
+            at = np.clip(ids - self.known[0], 0, last)
+        else:
+            at = np.minimum(np.searchsorted(self.known, ids), last)
+        return self.positions[at], self.known[at] == ids
+
+
 class TeacherCache:
     """A teacher's stored outputs. Make one with :meth:`open` or :func:`~limbeck.engine.cache.fill`."""
 
@@ -34,7 +50,7 @@ class TeacherCache:
         self.directory = directory
         self.manifest = manifest
         self._shards = [_map(directory, manifest, index) for index in range(len(manifest.shards))]
-        self._indices: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._indices: dict[int, _Index] = {}
 
     @classmethod
     def open(
@@ -118,6 +134,7 @@ class TeacherCache:
         *,
         seed: int = 0,
         tolerance: float | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         """Replay ``n`` random samples against the live teacher.
 
@@ -128,6 +145,7 @@ class TeacherCache:
             seed: of the choice of samples.
             tolerance: allowed deviation; the default follows from the encoding. Tensors are compared relative to the
                 row's largest magnitude, truncated distributions by total variation.
+            device: where batches are moved before the teacher is called; by default they stay where the data is.
 
         Raises:
             UserError: a stored row is not what the teacher gives now; names the signal, sample, view and difference.
@@ -139,7 +157,7 @@ class TeacherCache:
             view = self.views[position]
             batch = source.batch(rows[views == position], view)
             with torch.no_grad():
-                live = compute(batch)
+                live = compute(moved(batch, device))
             self._compare(batch["id"], view, live, tolerance)
 
     def _compare(self, ids: Tensor, view: int, live: Mapping[str, Any], tolerance: float | None) -> None:
@@ -177,17 +195,16 @@ class TeacherCache:
 
     def _rows(self, ids: np.ndarray, view: int) -> np.ndarray:
         """Rows of the cache that hold these samples of a view."""
-        known, positions = self._index(view)
-        at = np.searchsorted(known, ids)
-        found = known[np.minimum(at, len(known) - 1)] == ids
+        index = self._index(view)
+        positions, found = index.find(ids)
         if not found.all():
             lost = ids[~found]
             some = ", ".join(str(i) for i in lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise NotCachedError(f"the teacher cache at {self.directory} holds no sample with id {some} (view {view})")
-        return self.views.index(view) * len(self) + positions[at]
+        return self.views.index(view) * len(self) + positions
 
-    def _index(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted ids of a view and where each lies in it; views with the same ids in the same order share one index."""
+    def _index(self, view: int) -> _Index:
+        """Where the ids of a view lie in it; views with the same ids in the same order share one index."""
         if view in self._indices:
             return self._indices[view]
         if view not in self.views:
@@ -196,34 +213,34 @@ class TeacherCache:
             )
         start = self.views.index(view) * len(self)
         ids = self._gather(np.arange(start, start + len(self)), (ID,))["id"]
-        for known, positions in self._indices.values():
-            if np.array_equal(ids[positions], known):
-                self._indices[view] = (known, positions)
-                return known, positions
-        positions = np.argsort(ids, kind="stable")
-        known = ids[positions]
-        if (known[1:] == known[:-1]).any():
-            twice = known[1:][known[1:] == known[:-1]][0]
-            raise UserError(
-                f"the teacher cache at {self.directory} has id {twice} twice in view {view}: ids must be distinct"
-            )
-        self._indices[view] = (known, positions)
-        return known, positions
+        index = next((i for i in self._indices.values() if np.array_equal(ids[i.positions], i.known)), None)
+        if index is None:
+            positions = np.argsort(ids, kind="stable")
+            index = _Index(ids[positions], positions)
+            if (twice := index.known[1:][index.known[1:] == index.known[:-1]]).size:
+                raise UserError(
+                    f"the teacher cache at {self.directory} has id {twice[0]} twice in view {view}: ids must differ"
+                )
+        self._indices[view] = index
+        return index
 
     def _gather(self, rows: np.ndarray, columns: Iterable[Column] | None = None) -> dict[str, np.ndarray]:
         """Copies of the given rows, in their order, across shards."""
         wanted = tuple(self.manifest.columns[1:] if columns is None else columns)
         shard, local = np.divmod(rows, self.manifest.rows_per_shard)
-        touched = np.unique(shard)
-        if len(touched) == 1:
-            mapped = self._shards[touched[0]]
-            return {c.name: mapped[c.name].take(local, axis=0) for c in wanted}
+        if len(self._shards) == 1:
+            return {c.name: self._shards[0][c.name].take(local, axis=0) for c in wanted}
         out = {c.name: np.empty((len(rows), *c.shape), c.dtype) for c in wanted}
-        for index in touched:
+        for index in np.flatnonzero(np.bincount(shard)):
             here = np.flatnonzero(shard == index)
             for c in wanted:
                 out[c.name][here] = self._shards[index][c.name].take(local[here], axis=0)
         return out
+
+
+def moved(batch: Batch, device: torch.device | str | None) -> Batch:
+    """The batch with its tensors on a device (None: as it is)."""
+    return batch if device is None else {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def check_owner(manifest: Manifest, directory: Path, teacher_hash: str, fingerprint: str) -> None:
@@ -234,13 +251,13 @@ def check_owner(manifest: Manifest, directory: Path, teacher_hash: str, fingerpr
     """
     if manifest.teacher != teacher_hash:
         raise UserError(
-            f"the teacher cache at {directory} is stale: it was filled by teacher {manifest.teacher[:16]}, this one is "
-            f"{teacher_hash[:16]} (other weights or architecture): fill a new one"
+            f"the teacher cache at {directory} is stale: it was filled by teacher {manifest.teacher}, this one is "
+            f"{teacher_hash} (other weights or architecture): fill a new one"
         )
     if manifest.fingerprint != fingerprint:
         raise UserError(
-            f"the teacher cache at {directory} is foreign: it was filled from data {manifest.fingerprint[:16]}, "
-            f"this is {fingerprint[:16]} (other samples, preprocessing or augmentation): fill a new one"
+            f"the teacher cache at {directory} is foreign: it was filled from data {manifest.fingerprint}, "
+            f"this is {fingerprint} (other samples, preprocessing or augmentation): fill a new one"
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -84,6 +86,12 @@ class CacheSpec:
     def view_numbers(self) -> tuple[int, ...]:
         """The views that are stored."""
         return tuple(range(self.views)) if isinstance(self.views, int) else tuple(self.views)
+
+    def key(self, signals: Collection[str]) -> str:
+        """A short name of what is stored and how, for the cache's directory; the budget is no part of it."""
+        truncation = (self.k, float(self.temperature), self.logprobs) if self.mode == "topk" else ()
+        what = repr((self.mode, truncation, self.view_numbers, sorted(signals)))
+        return f"{self.mode}-{hashlib.blake2b(what.encode(), digest_size=6).hexdigest()}"
 
     @property
     def budget_bytes(self) -> int:

@@ -37,7 +37,7 @@ from limbeck.engine.cache.format import (
     shard_path,
     sync_directory,
 )
-from limbeck.engine.cache.reader import TeacherCache, check_owner, remember_verified
+from limbeck.engine.cache.reader import TeacherCache, check_owner, moved, remember_verified
 from limbeck.engine.cache.spec import CacheSpec, format_bytes
 from limbeck.errors import UserError
 
@@ -65,7 +65,7 @@ def fill(
     signals: Collection[str],
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> TeacherCache:
     """Run the teacher over every sample and view, store the named signals, and open the result.
 
@@ -80,7 +80,7 @@ def fill(
         signals: names of the teacher outputs to store, all tensors with a leading batch dimension.
         batch_size: samples per call of the teacher.
         progress: called with (rows done, rows in all) after each batch.
-        device: where batches are moved before the teacher is called.
+        device: where batches are moved before the teacher is called; by default they stay where the data is.
 
     Raises:
         UserError: over the budget; disk full; a signal is missing, changes its shape or is not finite; the directory
@@ -111,13 +111,12 @@ def fill(
 class _Teacher:
     """The teacher's named signals for a batch, as CPU tensors, checked."""
 
-    def __init__(self, teacher: Computes, signals: tuple[str, ...], device: torch.device | str) -> None:
+    def __init__(self, teacher: Computes, signals: tuple[str, ...], device: torch.device | str | None) -> None:
         self.teacher, self.signals, self.device = teacher, signals, device
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        given = self.teacher(moved)
+        given = self.teacher(moved(batch, self.device))
         return {name: self._checked(name, given, len(batch["id"])) for name in self.signals}
 
     def _checked(self, name: str, given: dict[str, Any], size: int) -> Tensor:

@@ -1,0 +1,300 @@
+"""Claims: arms times seeds make a table, the table decides whether the claim holds, and the ledger keeps the outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.engine.checkpoint import write_json
+from limbeck.errors import UserError
+from limbeck.expectation import parse_expectation
+from limbeck.gallery import evidence_path, evidence_state, sources_hash
+from limbeck.recipe import Recipe, load_recipe
+from limbeck.registry import find
+
+if TYPE_CHECKING:
+    from limbeck.run import Context
+
+TEACHER = "teacher"
+Table = dict[str, dict[str, list[float]]]
+"""Arm -> metric -> one value per seed."""
+
+
+@dataclass
+class Check:
+    """One expectation and how it came out."""
+
+    text: str
+    left: float
+    right: float
+    holds: bool
+
+
+@dataclass
+class Verdict:
+    """What a proof found; :meth:`as_dict` is what the ledger keeps."""
+
+    slug: str
+    title: str
+    family: str
+    method: str
+    says: str
+    holds: bool
+    checks: list[Check]
+    arms: dict[str, dict[str, dict[str, Any]]]
+    seeds: list[int]
+    seconds: float
+    because: str = ""
+    paper: Mapping[str, Any] | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    recorded: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The verdict for a terminal."""
+        lines = [f"{'HOLDS' if self.holds else 'DOES NOT HOLD'}  {self.family}/{self.slug}: {self.says}"]
+        for c in self.checks:
+            lines.append(f"  {'ok ' if c.holds else 'NO '} {c.text}   ({c.left:.5g} against {c.right:.5g})")
+        for arm, metrics in self.arms.items():
+            shown = [f"{k} {v['mean']:.4g} ± {v['std']:.2g}" for k, v in metrics.items() if k in self._named()]
+            lines.append(f"      {arm}: {', '.join(shown)}")
+        if self.because and not self.holds:
+            lines.append(f"  because: {self.because}")
+        lines.append(f"  {len(self.seeds)} seeds, {self.seconds:.0f} s")
+        return "\n".join(lines)
+
+    def _named(self) -> set[str]:
+        return {metric for c in self.checks for metric, _ in parse_expectation(c.text).names}
+
+
+def prove(
+    recipe: Recipe | str | Path, *, record: bool = False, runs: str | Path = "runs", quiet: bool = True
+) -> Verdict:
+    """Measure a recipe's claim: train its arms over its seeds and evaluate its expectations on the means.
+
+    Args:
+        recipe: a recipe with a ``claim``.
+        record: write the outcome to the ledger (``evidence/<family>/<slug>.json``).
+        runs: folder for what is trained on the way; a proof that was cut off goes on there.
+        quiet: no progress of the single trainings.
+
+    Raises:
+        UserError: the recipe makes no claim.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if recipe.claim is None:
+        raise UserError(f"{recipe.path or recipe.title} makes no claim: give it a claim block")
+    began = time.monotonic()
+    arms = claimed_arms(recipe)
+    seeds = seeds_of(recipe)
+    table, machine = measure(recipe, arms, seeds, Path(runs), quiet=quiet)
+    means = {arm: {m: statistics.fmean(v) for m, v in metrics.items()} for arm, metrics in table.items()}
+    checks = []
+    for text in recipe.claim.expect:
+        holds, left, right = parse_expectation(text).evaluate(means)
+        checks.append(Check(text, left, right, holds))
+    verdict = Verdict(
+        slug=recipe.slug,
+        title=recipe.title,
+        family=family_of(recipe),
+        method=recipe.method.name,
+        says=recipe.claim.says,
+        holds=all(c.holds for c in checks),
+        checks=checks,
+        arms={arm: {m: _spread(v) for m, v in metrics.items()} for arm, metrics in table.items()},
+        seeds=seeds,
+        seconds=round(time.monotonic() - began, 1),
+        because=recipe.claim.because or "",
+        paper=_plain(recipe.paper),
+        hashes=sources_hash(recipe),
+        machine=machine,
+        recorded=time.strftime("%Y-%m-%d", time.gmtime()),
+    )
+    if record:
+        write_json(evidence_path(recipe), verdict.as_dict())
+    return verdict
+
+
+def prove_all(
+    recipes: Iterable[str | Path],
+    *,
+    record: bool = False,
+    only_stale: bool = False,
+    budget: float | None = None,
+    runs: str | Path = "runs",
+) -> Iterator[Verdict]:
+    """:func:`prove` one after the other; with ``only_stale`` those whose record is fresh are passed over.
+
+    A proof is not begun when the budget (seconds) is spent, nor recipes without a claim.
+    """
+    began = time.monotonic()
+    for recipe in [load_recipe(path) for path in recipes]:
+        if recipe.claim is None or (only_stale and evidence_state(recipe) in ("holds", "fails")):
+            continue
+        if budget is not None and time.monotonic() - began > budget:
+            return
+        yield prove(recipe, record=record, runs=runs)
+
+
+def claimed_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+    """The arms of a claim with their overrides, and the control arms that its expectations name."""
+    from limbeck.stages.train import control_arms
+
+    assert recipe.claim is not None
+    arms: dict[str, Mapping[str, Any]] = dict(recipe.claim.arms)
+    named = {arm for text in recipe.claim.expect for _, arm in parse_expectation(text).names}
+    for name, overrides in control_arms(recipe).items():
+        if name in named and name not in arms:
+            arms[name] = overrides
+    if "student" in named and "student" not in arms:
+        arms["student"] = {}
+    if TEACHER in named:
+        arms[TEACHER] = {}
+    return arms
+
+
+def measure(
+    recipe: Recipe, arms: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], runs: Path, *, quiet: bool = True
+) -> tuple[Table, dict[str, Any]]:
+    """Train and judge every arm with every seed. The teacher is trained once, with the recipe's own seed."""
+    from limbeck.engine.devices import launch
+    from limbeck.run import machine, placement_of
+
+    fabric = launch(placement_of(recipe))
+    folder = runs / "proofs" / f"{recipe.slug}-{recipe.fingerprint()[:8]}"
+    loaded: dict[str, Any] = {}
+    table: Table = {arm: {} for arm in arms}
+    for seed in seeds:
+        for arm, overrides in arms.items():
+            context = _context(recipe, arm, overrides, seed, folder, fabric, loaded, quiet)
+            for metric, value in _score(context, arm).items():
+                table[arm].setdefault(metric, []).append(value)
+    return table, machine(fabric)
+
+
+def _context(
+    recipe: Recipe, arm: str, overrides: Mapping[str, Any], seed: int, folder: Path, fabric: Any,
+    loaded: dict[str, Any], quiet: bool,
+) -> Context:  # fmt: skip
+    from limbeck.data import load_data
+    from limbeck.run import Context
+
+    own = recipe.with_overrides({"claim": None, "controls": False, **overrides})
+    context = Context(own, folder, fabric, seed, quiet)
+    for name, block in own.data.items():
+        key = json.dumps(block.tree(), sort_keys=True, default=str)
+        loaded[key] = context.data[name] = loaded.get(key) or load_data(block)
+    return context
+
+
+def _score(context: Context, arm: str) -> dict[str, float]:
+    from limbeck.stages.cache import cache
+    from limbeck.stages.evaluate import score
+    from limbeck.stages.teacher import teacher
+    from limbeck.stages.train import add_arm
+
+    teacher(context)
+    if arm == TEACHER:
+        return score(context, context.arms[TEACHER]).values
+    cache(context)
+    return score(context, add_arm(context, arm, "student", arm, {})).values
+
+
+def seeds_of(recipe: Recipe) -> list[int]:
+    """The seeds of a claim: the given ones, or that many from the recipe's seed on."""
+    assert recipe.claim is not None
+    seeds = recipe.claim.seeds
+    return list(seeds) if not isinstance(seeds, int) else list(range(recipe.seed, recipe.seed + seeds))
+
+
+def family_of(recipe: Recipe) -> str:
+    """The family of a recipe: its folder below ``recipes/``, or that of its method."""
+    if recipe.path is not None and recipe.path.parent.parent.name == "recipes":
+        return recipe.path.parent.name
+    return find("method", recipe.method.name).family
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
+
+
+def _plain(paper: Any) -> Mapping[str, Any] | None:
+    return paper if paper is None or isinstance(paper, Mapping) else paper.model_dump(exclude_none=True)
+
+
+@dataclass
+class Comparison:
+    """Rows (arm, seed, metrics) and the page that shows them."""
+
+    rows: list[dict[str, Any]]
+    page: Path
+
+    def table(self) -> str:
+        """Mean and spread of the main metrics by arm, for a terminal."""
+        names = list(dict.fromkeys(r["name"] for r in self.rows))
+        keys = list(dict.fromkeys(k for r in self.rows for k in r["metrics"]))[:8]
+        lines = ["  ".join([f"{'arm':<16}", *(f"{k:>18}" for k in keys)])]
+        for name in names:
+            cells = []
+            for key in keys:
+                spread = _spread(
+                    [r["metrics"][key] for r in self.rows if r["name"] == name and key in r["metrics"]] or [0]
+                )
+                cells.append(f"{spread['mean']:>9.4g} ± {spread['std']:<6.2g}")
+            lines.append("  ".join([f"{name:<16}", *(f"{c:>18}" for c in cells)]))
+        return "\n".join(lines)
+
+
+def compare(
+    recipes: Sequence[str | Path | Recipe], *, seeds: int = 3, overrides: Sequence[str] = (), runs: str | Path = "runs",
+    quiet: bool = False,
+) -> Comparison:  # fmt: skip
+    """Run several recipes, or the arms of a single one, over seeds; the page has a table and Pareto plots.
+
+    Args:
+        recipes: recipe files. A single one is compared by its claim's arms, or student against controls.
+        seeds: how many seeds, from each recipe's own on.
+        overrides: ``key=value`` changes to all of them.
+        runs: folder for what is trained and for the page.
+        quiet: no progress.
+    """
+    from limbeck.report.compare import write_comparison
+
+    loaded = [r if isinstance(r, Recipe) else load_recipe(r, overrides=list(overrides)) for r in recipes]
+    rows: list[dict[str, Any]] = []
+    for recipe in loaded:
+        arms = _compared_arms(recipe) if len(loaded) == 1 else {"student": {}}
+        chosen = list(range(recipe.seed, recipe.seed + seeds))
+        table, _ = measure(recipe, arms, chosen, Path(runs), quiet=quiet)
+        for arm, metrics in table.items():
+            name = arm if len(loaded) == 1 else recipe.slug
+            rows += [
+                {"name": name, "seed": s, "metrics": {k: v[i] for k, v in metrics.items()}, "labels": {}}
+                for i, s in enumerate(chosen)
+            ]
+    digest = hashlib.sha256("".join(r.fingerprint() for r in loaded).encode()).hexdigest()[:8]
+    page = Path(runs) / f"compare-{'-'.join(r.slug for r in loaded)[:60]}-{digest}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_comparison(rows, page)
+    return Comparison(rows, page)
+
+
+def _compared_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+    from limbeck.stages.train import control_arms
+
+    if recipe.claim is not None and recipe.claim.arms:
+        arms: dict[str, Mapping[str, Any]] = dict(recipe.claim.arms)
+    else:
+        arms = {"student": {}, **control_arms(recipe)}
+    return {**({TEACHER: {}} if TEACHER in recipe.teachers else {}), **arms}

@@ -1,0 +1,307 @@
+"""The command line. Thin: each command parses its arguments and calls a function that Python users can call too.
+
+Nothing heavy is imported here, so ``--help``, ``list`` and the check of a bad recipe answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from limbeck import __version__
+from limbeck.errors import UserError
+
+OK, NOT_HELD, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 a claim does not hold, 2 bad input, 130/143 interrupted)."""
+    parsed = parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed) or OK)
+    except UserError as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        return OK
+    except KeyboardInterrupt:
+        print("limbeck: stopped at once; the last checkpoint is kept", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ in ("Interrupted", "NotFiniteError", "DeadTermError"):
+            print(f"limbeck: {error}", file=sys.stderr)
+            return getattr(error, "code", BAD_INPUT)
+        raise
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command-line parser."""
+    top = argparse.ArgumentParser(
+        prog="limbeck",
+        description="Distillation of every kind: one recipe in, a small model and a page with the evidence out.",
+    )
+    top.add_argument("--version", action="version", version=f"limbeck {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_check(commands)
+    _add_compare(commands)
+    _add_prove(commands)
+    _add_list(commands)
+    _add_show(commands)
+    _add_report(commands)
+    _add_export(commands)
+    _add_schema(commands)
+    _add_init(commands)
+    return top
+
+
+def _add_run(commands: Any) -> None:
+    p = commands.add_parser("run", help="run a recipe from teacher to report")
+    _recipe_arguments(p)
+    p.add_argument("--seed", type=int, help="instead of the recipe's seed")
+    p.add_argument("--fresh", action="store_true", help="start anew; an earlier run of the recipe is moved aside")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    p.set_defaults(command=run)
+
+
+def run(a: argparse.Namespace) -> int:
+    """``limbeck run``."""
+    from limbeck.gallery import recipe_file
+    from limbeck.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
+    from limbeck.processes import relaunch
+
+    code = relaunch(recipe)
+    if code is not None:
+        return code
+    from limbeck.run import run_recipe
+
+    result = run_recipe(recipe, runs=a.runs, seed=a.seed, quiet=a.quiet or a.json, fresh=a.fresh)
+    if not is_first_process():
+        return OK
+    if a.json:
+        _print_json({"folder": str(result.folder), "report": str(result.report), "results": result.results})
+    else:
+        print(result.summary())
+        print(f"Report: {result.report}")
+    return OK
+
+
+def _add_check(commands: Any) -> None:
+    p = commands.add_parser("check", help="check a recipe and show its plan, without training")
+    _recipe_arguments(p)
+    p.add_argument("--static", action="store_true", help="only read the recipe; build nothing")
+    p.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    p.set_defaults(command=check)
+
+
+def check(a: argparse.Namespace) -> int:
+    """``limbeck check``."""
+    from limbeck.gallery import recipe_file
+    from limbeck.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
+    estimate: dict[str, Any] = {}
+    if not a.static:
+        from limbeck.planning import estimate_run
+
+        estimate = estimate_run(recipe)
+    if a.json:
+        _print_json({"plan": [list(row) for row in recipe.plan()], "estimate": estimate})
+        return OK
+    rows = [(str(k), str(v), str(w)) for k, v, w in recipe.plan()]
+    _table(rows)
+    if estimate:
+        print()
+        _table([(k, str(v), "") for k, v in estimate.items()])
+    return OK
+
+
+def _add_compare(commands: Any) -> None:
+    p = commands.add_parser("compare", help="run recipes, or arms of one, side by side")
+    p.add_argument("recipes", nargs="+", help="recipe files; with one, its claim's arms are compared")
+    p.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value in all of them")
+    p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
+    p.add_argument("--json", action="store_true", help="print the rows, one JSON object a line")
+    p.set_defaults(command=compare)
+
+
+def compare(a: argparse.Namespace) -> int:
+    """``limbeck compare``."""
+    from limbeck import claims
+
+    comparison = claims.compare(a.recipes, seeds=a.seeds, overrides=a.set, runs=a.runs)
+    if a.json:
+        for row in comparison.rows:
+            _print_json(row)
+    else:
+        print(comparison.table())
+        print(f"Page: {comparison.page}")
+    return OK
+
+
+def _add_prove(commands: Any) -> None:
+    p = commands.add_parser("prove", help="measure whether a recipe's claim holds")
+    p.add_argument("recipes", nargs="+", help="recipe files")
+    p.add_argument("--record", action="store_true", help="write the outcome to evidence/")
+    p.add_argument("--stale", action="store_true", help="only those whose record is missing or stale")
+    p.add_argument("--budget", type=float, metavar="SECONDS", help="start no further proof after this time")
+    p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
+    p.add_argument("--json", action="store_true", help="print one JSON object a line")
+    p.set_defaults(command=prove)
+
+
+def prove(a: argparse.Namespace) -> int:
+    """``limbeck prove``: 0 when all claims hold, 1 when some do not."""
+    from limbeck import claims
+
+    held = True
+    for verdict in claims.prove_all(a.recipes, record=a.record, only_stale=a.stale, budget=a.budget, runs=a.runs):
+        held &= verdict.holds
+        if a.json:
+            _print_json(verdict.as_dict())
+        else:
+            print(verdict.text(), flush=True)
+    return OK if held else NOT_HELD
+
+
+def _add_list(commands: Any) -> None:
+    p = commands.add_parser("list", help="the gallery: every recipe, what it needs and its evidence")
+    p.add_argument("--family", help="only this family")
+    p.add_argument("--kind", help="instead list the parts of a kind: model, data, loss, metric, ...")
+    p.add_argument("--json", action="store_true", help="print one JSON object a line")
+    p.set_defaults(command=list_)
+
+
+def list_(a: argparse.Namespace) -> int:
+    """``limbeck list``."""
+    from limbeck import gallery
+
+    rows = gallery.part_rows(a.kind) if a.kind else gallery.rows(a.family)
+    if a.json:
+        for row in rows:
+            _print_json(row)
+    else:
+        columns = ("name", "family", "about") if a.kind else ("slug", "family", "evidence", "title")
+        _table([columns, *(tuple(str(row[c]) for c in columns) for row in rows)])
+    return OK
+
+
+def _add_show(commands: Any) -> None:
+    p = commands.add_parser("show", help="what a method or part is, its arguments and its evidence")
+    p.add_argument("name", help="a method's name, or kind:name for another part")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(command=show)
+
+
+def show(a: argparse.Namespace) -> int:
+    """``limbeck show``."""
+    from limbeck import gallery
+
+    facts = gallery.describe(a.name)
+    if a.json:
+        _print_json(facts)
+    else:
+        print(gallery.text(facts))
+    return OK
+
+
+def _add_report(commands: Any) -> None:
+    p = commands.add_parser("report", help="write the report of a run again")
+    p.add_argument("run", help="a run directory")
+    p.set_defaults(command=report)
+
+
+def report(a: argparse.Namespace) -> int:
+    """``limbeck report``."""
+    from limbeck.report.page import write_report
+
+    folder = Path(a.run)
+    if not (folder / "results.json").is_file():
+        raise UserError(f"{folder} is not a finished run: there is no results.json in it")
+    print(write_report(folder))
+    return OK
+
+
+def _add_export(commands: Any) -> None:
+    p = commands.add_parser("export", help="export a run's student or a stored model")
+    p.add_argument("model", help="a run directory or a model folder")
+    p.add_argument("--format", choices=("onnx", "torch_export", "transformers"), required=True)
+    p.add_argument("--output", help="where to write (default: beside the model)")
+    p.set_defaults(command=export)
+
+
+def export(a: argparse.Namespace) -> int:
+    """``limbeck export``."""
+    from limbeck.export import export_model
+
+    print(export_model(Path(a.model), a.format, Path(a.output) if a.output else None))
+    return OK
+
+
+def _add_schema(commands: Any) -> None:
+    p = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
+    p.set_defaults(command=schema)
+
+
+def schema(a: argparse.Namespace) -> int:
+    """``limbeck schema``."""
+    from limbeck.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+    return OK
+
+
+def _add_init(commands: Any) -> None:
+    p = commands.add_parser("init", help="write a commented recipe for your own model and data")
+    p.add_argument("path", nargs="?", default="recipe.yaml", help="the file to write (default recipe.yaml)")
+    p.add_argument("--method", default="dkd", help="the method to start from (default dkd)")
+    p.set_defaults(command=init)
+
+
+def init(a: argparse.Namespace) -> int:
+    """``limbeck init``."""
+    from limbeck.gallery import starter
+
+    path = Path(a.path)
+    if path.exists():
+        raise UserError(f"{path} exists already: name another file")
+    path.write_text(starter(a.method), encoding="utf8")
+    print(path)
+    return OK
+
+
+def _recipe_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("recipe", help="a recipe file")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value (repeatable)")
+    p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
+    widths = [min(max(len(row[i]) for row in rows), 60) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that prints, of the several that torchrun may have started."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""The gallery: what recipes, methods and parts there are, read without importing torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from limbeck import registry
+from limbeck.errors import UserError
+from limbeck.registry import Part, nearest
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
+
+KINDS = ("method", "model", "data", "loss", "metric", "optimizer", "schedule", "transform", "projector", "stage")
+
+
+def recipes_root() -> Path | None:
+    """The folder of the shipped recipes: beside the working directory, in the checkout, or as it was installed."""
+    candidates = (
+        Path("recipes"),
+        Path(__file__).parents[2] / "recipes",
+        Path(sys.prefix) / "share" / "limbeck" / "recipes",
+    )
+    return next((c for c in candidates if c.is_dir()), None)
+
+
+def recipe_file(name: str | Path) -> Path:
+    """A recipe's file from a path, or from a gallery name (``quickstart``, ``dkd``, ``vision/dkd``).
+
+    Raises:
+        UserError: there is neither; names the nearest gallery name.
+    """
+    path, root = Path(name), recipes_root()
+    if path.exists() or path.suffix in (".yaml", ".yml") or root is None:
+        return path
+    known = {p.relative_to(root).with_suffix("").as_posix(): p for p in root.rglob("*.yaml")}
+    short = {p.stem: p for p in known.values()}
+    found = known.get(str(name)) or short.get(str(name).replace("-", "_"))
+    if found is None:
+        hint = nearest(str(name), [*known, *short])
+        says = f"; did you mean '{hint}'?" if hint else ""
+        raise UserError(f"there is no recipe file '{name}' and no recipe of that name in the gallery{says}")
+    return found
+
+
+def rows(family: str | None = None) -> list[dict[str, Any]]:
+    """One row per recipe of the gallery, and per method that has none yet.
+
+    Raises:
+        UserError: no such family.
+    """
+    found = [*_recipe_rows(), *_bare_method_rows()]
+    seen, unique = set(), []
+    for row in found:
+        if (row["family"], row["slug"]) not in seen:
+            seen.add((row["family"], row["slug"]))
+            unique.append(row)
+    families = sorted({row["family"] for row in unique})
+    if family is not None and family not in families:
+        hint = nearest(family, families)
+        raise UserError(
+            f"no family is called '{family}': there is {', '.join(families)}" + (f" ({hint}?)" if hint else "")
+        )
+    return sorted((r for r in unique if family in (None, r["family"])), key=lambda r: (r["family"], r["slug"]))
+
+
+def _recipe_rows() -> list[dict[str, Any]]:
+    root = recipes_root()
+    found = []
+    for path in sorted(root.rglob("*.yaml")) if root else ():
+        tree = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+        name = (tree.get("method") or {}).get("name", "")
+        if not name:
+            continue
+        part = registry.find("method", name)
+        found.append(
+            {
+                "slug": path.stem,
+                "family": path.parent.name if path.parent != root else part.family,
+                "title": tree.get("title", ""),
+                "arxiv": (tree.get("paper") or {}).get("arxiv"),
+                "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+                "evidence": _state_of_file(path),
+                "recipe": str(path),
+            }
+        )
+    return found
+
+
+def _bare_method_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "slug": part.name,
+            "family": part.family,
+            "title": part.doc.split("\n")[0],
+            "arxiv": None,
+            "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+            "evidence": "none",
+            "recipe": None,
+        }
+        for part in registry.parts("method")
+    ]
+
+
+def part_rows(kind: str) -> list[dict[str, Any]]:
+    """Name, family and first line of every part of a kind.
+
+    Raises:
+        UserError: no such kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"no kind of part is called '{kind}': there is {', '.join(KINDS)}")
+    return [{"name": p.name, "family": p.family, "about": p.doc.split("\n")[0]} for p in registry.parts(kind)]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a part is and takes: ``dkd``, or ``kind:name`` for parts other than methods."""
+    kind, _, own = name.partition(":") if name.split(":")[0] in KINDS else ("method", "", name)
+    try:
+        part = registry.find(kind, own)
+    except registry.UnknownNameError as error:
+        raise UserError(str(error)) from error
+    row = next((r for r in rows() if r["slug"] == part.name), None) if kind == "method" else None
+    return {
+        "kind": kind,
+        "name": part.name,
+        "family": part.family,
+        "about": part.doc,
+        "arguments": [
+            {"name": p.name, "type": p.source, "default": None if p.required else p.default, "required": p.required}
+            for p in part.params
+        ],
+        "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+        **({"evidence": row["evidence"], "recipe": row["recipe"]} if row else {}),
+    }
+
+
+def text(facts: dict[str, Any]) -> str:
+    """:func:`describe` for a terminal."""
+    lines = [f"{facts['kind']} {facts['name']}  ({facts['family']})", "", facts["about"], "", "Arguments:"]
+    for a in facts["arguments"]:
+        lines.append(f"  {a['name']}: {a['type']}" + ("  (required)" if a["required"] else f" = {a['default']!r}"))
+    for role, signals in facts["needs"].items():
+        lines.append(f"Needs of {'every teacher' if role == '*' else role}: {', '.join(signals)}")
+    if facts.get("recipe"):
+        lines += [f"Recipe: {facts['recipe']}", f"Evidence: {facts['evidence']}"]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ledger of evidence
+
+
+def evidence_path(recipe: Recipe) -> Path:
+    """Where the outcome of a recipe's proof is kept: ``evidence/<family>/<slug>.json`` beside ``recipes/``."""
+    if recipe.path is None:
+        raise UserError("only the claim of a recipe file can be recorded")
+    return _ledger(recipe.path)
+
+
+def _ledger(path: Path) -> Path:
+    path = path.resolve()
+    for parent in path.parents:
+        if parent.name == "recipes":
+            return parent.parent / "evidence" / path.relative_to(parent).with_suffix(".json")
+    return path.parent / "evidence" / f"{path.stem}.json"
+
+
+def sources_hash(recipe: Recipe) -> dict[str, str]:
+    """What a record was measured at: the recipe's content and its methods' files."""
+    methods = {recipe.method.name}
+    for overrides in (recipe.claim.arms if recipe.claim else {}).values():
+        block = overrides.get("method") if isinstance(overrides, dict) else None
+        methods.add((block or {}).get("name", recipe.method.name))
+    parts = {name: registry.find("method", name) for name in sorted(methods)}
+    return {"recipe": recipe.fingerprint(), **{f"method {n}": _file_hash(p) for n, p in parts.items()}}
+
+
+def evidence_state(recipe: Recipe) -> str:
+    """``holds``, ``fails``, ``stale`` (recipe or method changed since) or ``none``."""
+    path = evidence_path(recipe)
+    if not path.exists():
+        return "none"
+    record = json.loads(path.read_text(encoding="utf8"))
+    if record.get("hashes") != sources_hash(recipe):
+        return "stale"
+    return "holds" if record["holds"] else "fails"
+
+
+def _state_of_file(path: Path) -> str:
+    if not _ledger(path).exists():
+        return "none"
+    from limbeck.recipe import load_recipe
+
+    return evidence_state(load_recipe(path))
+
+
+def _file_hash(part: Part) -> str:
+    spec = importlib.util.find_spec(part.module)
+    if spec is None or spec.origin is None:
+        return ""
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+
+
+def starter(method: str) -> str:
+    """A commented recipe for one's own model and data."""
+    part = registry.find("method", method)
+    shown = [f"  {p.name}: {json.dumps(p.default)}" for p in part.params if not p.required and _simple(p.default)]
+    arguments = "\n".join(shown)
+    teacher = "teacher" in part.facts.get("needs", {})
+    return STARTER.format(method=method, arguments=arguments, teacher=STARTER_TEACHER if teacher else "")
+
+
+def _simple(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+STARTER_TEACHER = """
+# The teacher: your own model and its weights (a safetensors file, or a folder that limbeck or transformers saved).
+# Leave path out and it is trained once on the data above, kept, and found again.
+teacher:
+  name: cnn              # or mypackage.models:make_teacher, or {{path: folder}} alone
+  width: 64
+  # path: teacher.safetensors
+"""
+
+STARTER = """\
+# limbeck run recipe.yaml            trains, evaluates and writes report.html
+# limbeck check recipe.yaml          shows the plan: every value and where it came from
+# limbeck list --kind data           what data can be (likewise model, method, metric, ...)
+title: My distillation
+
+# Data by name, a file, a folder, or your own function that returns datasets: {{name: mypackage.data:load}}.
+data:
+  name: digits           # npz, folder, csv, jsonl, text, datasets_dir, fashion_mnist, cifar10, ...
+{teacher}
+# The student: any model. Arguments named classes, in_channels, ... are filled from the data.
+student:
+  name: cnn              # or mypackage.models:make_student
+  width: 8
+
+method:
+  name: {method}
+{arguments}
+
+train:
+  epochs: 20
+  batch_size: 128        # of the whole step, however many devices and micro-batches share it
+  optimizer: {{name: adamw, lr: 2.0e-3}}
+  schedule: {{name: cosine}}
+
+evaluate: [accuracy, calibration, agreement, efficiency]
+"""

@@ -1,0 +1,93 @@
+"""What a run will take, before it starts: everything is built, one step is timed, and nothing is written."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from limbeck.data import load_data
+from limbeck.engine.devices import launch
+from limbeck.engine.progress import duration
+from limbeck.engine.teacher import Teacher
+from limbeck.models.building import build_model
+from limbeck.training import Ingredients, start_student, train
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
+
+WARM, TIMED = 2, 5
+
+
+def estimate_run(recipe: Recipe) -> dict[str, Any]:
+    """Bytes of teacher, student, optimizer and cache per device, and the time that the training will take.
+
+    Every part is built and a few steps are trained in a temporary folder; untrained teachers stand in for trained
+    ones, which are as large and as fast.
+
+    Raises:
+        UserError: anything that would stop the run: files, shapes, a machine that lacks what is asked for.
+    """
+    from limbeck.run import placement_of
+
+    fabric = launch(placement_of(recipe))
+    data = {name: load_data(block) for name, block in recipe.data.items()}
+    ingredients = Ingredients(data, {}, fabric, quiet=True)
+    teachers = {}
+    for role, block in recipe.teachers.items():
+        stored = build_model(block.block, offers=ingredients.offers, seed=0, path=block.path)
+        teachers[role] = Teacher(stored.module, stored.gives, role, block.mode)
+    ingredients = Ingredients(data, teachers, fabric, quiet=True)
+    student = start_student(recipe, ingredients, seed=0).module
+    facts: dict[str, Any] = {"device": str(fabric.device), "processes": fabric.world_size}
+    for role, teacher in teachers.items():
+        facts[f"{role} parameters"] = teacher.parameters()
+        facts[f"{role} bytes"] = _bytes(teacher.module)
+    facts["student parameters"] = sum(p.numel() for p in student.parameters())
+    facts["student bytes"] = _bytes(student)
+    per_step, steps = _time_steps(recipe, ingredients)
+    facts["steps"] = steps
+    facts["seconds per step"] = round(per_step, 5)
+    facts["training time"] = duration(per_step * steps)
+    if fabric.device.type == "cuda":
+        facts["peak device bytes"] = torch.cuda.max_memory_allocated(fabric.device)
+    if recipe.cache and ingredients.main.train is not None:
+        facts["cache bytes"] = _cache_bytes(recipe, ingredients)
+    return facts
+
+
+def _time_steps(recipe: Recipe, ingredients: Ingredients) -> tuple[float, int]:
+    from limbeck.training import loop_settings, make_method, make_stream
+
+    method, schedules = make_method(recipe.method)
+    stream = make_stream(recipe, method, ingredients, 0)
+    steps = loop_settings(recipe, stream, schedules, seed=0, label="", index=0, quiet=True).steps
+    seconds = []
+    for count in (WARM, WARM + TIMED):
+        short = recipe.with_overrides({"phases": None, "train": {"epochs": None, "steps": count, "validate_every": 1e9}})
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            train(short, ingredients, Path(folder), seed=0, key="plan")
+            seconds.append(time.perf_counter() - began)
+    return max(seconds[1] - seconds[0], 0.0) / TIMED, steps
+
+
+def _cache_bytes(recipe: Recipe, ingredients: Ingredients) -> int:
+    from limbeck.engine.cache import CacheSpec, estimate
+
+    source, settings = ingredients.main.train, recipe.cache
+    assert source is not None and settings is not None
+    spec = CacheSpec(mode=settings.mode, k=settings.k, views=settings.views, budget=settings.budget)
+    total = 0
+    for teacher in ingredients.teachers.values():
+        seen = teacher.compute(source.batch(torch.arange(2)))
+        shapes = {"logits": tuple(seen.logits.shape[1:])}
+        total += estimate(spec, shapes, len(source))
+    return total
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
