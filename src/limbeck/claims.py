@@ -1,4 +1,4 @@
-"""Claims: arms times seeds make a table, the table decides whether the claim holds, and the ledger keeps the outcome."""
+"""Claims: arms times seeds make a table, the table decides whether a claim holds, the ledger keeps the outcome."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ class Verdict:
     def text(self) -> str:
         """The verdict for a terminal."""
         lines = [f"{'HOLDS' if self.holds else 'DOES NOT HOLD'}  {self.family}/{self.slug}: {self.says}"]
-        for c in self.checks:
-            lines.append(f"  {'ok ' if c.holds else 'NO '} {c.text}   ({c.left:.5g} against {c.right:.5g})")
+        lines += [
+            f"  {'ok ' if c.holds else 'NO '} {c.text}   ({c.left:.5g} against {c.right:.5g})" for c in self.checks
+        ]
         for arm, metrics in self.arms.items():
             shown = [f"{k} {v['mean']:.4g} ± {v['std']:.2g}" for k, v in metrics.items() if k in self._named()]
             lines.append(f"      {arm}: {', '.join(shown)}")
@@ -115,7 +116,7 @@ def prove(
         seeds=seeds,
         seconds=round(time.monotonic() - began, 1),
         because=recipe.claim.because or "",
-        paper=_plain(recipe.paper),
+        paper=recipe.paper,
         hashes=sources_hash(recipe),
         machine=machine,
         recorded=time.strftime("%Y-%m-%d", time.gmtime()),
@@ -148,12 +149,10 @@ def prove_all(
 
 def claimed_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
     """The arms of a claim with their overrides, and the control arms that its expectations name."""
-    from limbeck.stages.train import control_arms
-
     assert recipe.claim is not None
-    arms: dict[str, Mapping[str, Any]] = dict(recipe.claim.arms)
+    arms: dict[str, Mapping[str, Any]] = dict(recipe.arms)
     named = {arm for text in recipe.claim.expect for _, arm in parse_expectation(text).names}
-    for name, overrides in control_arms(recipe).items():
+    for name, overrides in recipe.control_arms.items():
         if name in named and name not in arms:
             arms[name] = overrides
     if "student" in named and "student" not in arms:
@@ -229,10 +228,6 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
 
 
-def _plain(paper: Any) -> Mapping[str, Any] | None:
-    return paper if paper is None or isinstance(paper, Mapping) else paper.model_dump(exclude_none=True)
-
-
 @dataclass
 class Comparison:
     """Rows (arm, seed, metrics) and the page that shows them."""
@@ -291,10 +286,5 @@ def compare(
 
 
 def _compared_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
-    from limbeck.stages.train import control_arms
-
-    if recipe.claim is not None and recipe.claim.arms:
-        arms: dict[str, Mapping[str, Any]] = dict(recipe.claim.arms)
-    else:
-        arms = {"student": {}, **control_arms(recipe)}
+    arms = dict(recipe.arms) if recipe.claim else {"student": {}, **recipe.control_arms}
     return {**({TEACHER: {}} if TEACHER in recipe.teachers else {}), **arms}

@@ -145,8 +145,10 @@ def describe(name: str) -> dict[str, Any]:
 def text(facts: dict[str, Any]) -> str:
     """:func:`describe` for a terminal."""
     lines = [f"{facts['kind']} {facts['name']}  ({facts['family']})", "", facts["about"], "", "Arguments:"]
-    for a in facts["arguments"]:
-        lines.append(f"  {a['name']}: {a['type']}" + ("  (required)" if a["required"] else f" = {a['default']!r}"))
+    lines += [
+        f"  {a['name']}: {a['type']}" + ("  (required)" if a["required"] else f" = {a['default']!r}")
+        for a in facts["arguments"]
+    ]
     for role, signals in facts["needs"].items():
         lines.append(f"Needs of {'every teacher' if role == '*' else role}: {', '.join(signals)}")
     if facts.get("recipe"):
@@ -176,9 +178,8 @@ def _ledger(path: Path) -> Path:
 def sources_hash(recipe: Recipe) -> dict[str, str]:
     """What a record was measured at: the recipe's content and its methods' files."""
     methods = {recipe.method.name}
-    for overrides in (recipe.claim.arms if recipe.claim else {}).values():
-        block = overrides.get("method") if isinstance(overrides, dict) else None
-        methods.add((block or {}).get("name", recipe.method.name))
+    for overrides in recipe.arms.values():
+        methods.add((overrides.get("method") or {}).get("name", recipe.method.name))
     parts = {name: registry.find("method", name) for name in sorted(methods)}
     return {"recipe": recipe.fingerprint(), **{f"method {n}": _file_hash(p) for n, p in parts.items()}}
 

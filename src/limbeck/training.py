@@ -17,7 +17,8 @@ from lightning_fabric import Fabric
 
 from limbeck import __version__
 from limbeck.data.base import Data, DataSpec
-from limbeck.data.stream import NoData, Stream, Streams
+from limbeck.data.stream import NoData, Stream
+from limbeck.data.together import Streams
 from limbeck.engine import rng
 from limbeck.engine.best import Best
 from limbeck.engine.checkpoint import write_json
@@ -103,14 +104,20 @@ def train(
     began, phases = time.time(), phase_recipes(recipe)
     outcome: Outcome | None = None
     warnings: list[str] = []
+    kept: dict[str, dict[str, torch.Tensor]] = {}
     steps, seconds = 0, 0.0
     for index, part in enumerate(phases):
         last = index == len(phases) - 1
         name = label if len(phases) == 1 else f"{label}, {part.title}"
         place = folder if last else folder / f"phase-{index}"
+        if isinstance(part.start, Path):
+            store.load_weights(stored.module, part.start / store.WEIGHTS if part.start.is_dir() else part.start)
+        elif part.start:
+            stored.module.load_state_dict(kept[part.start])
         outcome = _train_phase(part, ingredients, stored, place, seed, name, index)
         steps, seconds, warnings = steps + outcome.steps, seconds + outcome.seconds, warnings + outcome.warnings
-        stored.module.load_state_dict(_delivered(part.recipe, outcome))
+        kept[part.title] = _delivered(part.recipe, outcome)
+        stored.module.load_state_dict(kept[part.title])
     assert outcome is not None
     numbers = {"steps": steps, "seconds": round(seconds, 3), "warnings": warnings, "last": outcome.last}
     if fabric.global_rank == 0:
@@ -131,6 +138,7 @@ class PhaseRecipe:
     recipe: Recipe
     learners: tuple[str, ...] | None = None
     parameters: tuple[str, ...] | None = None
+    start: str | Path | None = None
 
 
 def phase_recipes(recipe: Recipe) -> list[PhaseRecipe]:
@@ -139,12 +147,13 @@ def phase_recipes(recipe: Recipe) -> list[PhaseRecipe]:
         return [PhaseRecipe("", recipe)]
     return [
         PhaseRecipe(
-            phase.name or f"phase {i}",
+            phase.name,
             recipe.with_overrides({"phases": None, **phase.overrides}),
-            tuple(phase.learners) if phase.learners else None,
-            tuple(phase.parameters) if phase.parameters else None,
+            phase.learners,
+            phase.parameters,
+            phase.start,
         )
-        for i, phase in enumerate(recipe.phases)
+        for phase in recipe.phases
     ]
 
 

@@ -75,7 +75,7 @@ def test_a_damaged_picture_is_named(tmp_path, how, workers):
     bad = tmp_path / "train" / "dog" / "3.png"
     bad.write_bytes({"text": b"hello", "truncated": bad.read_bytes()[:60], "empty": b""}[how])
     stream = Stream(load(tmp_path).train, 10, 0, workers=workers)
-    with pytest.raises(UserError, match=rf"^the picture .*dog.3\.png cannot be decoded"):
+    with pytest.raises(UserError, match=r"^the picture .*dog.3\.png cannot be decoded"):
         list(stream.batches(0, 1))
 
 
@@ -115,7 +115,7 @@ def test_folders_that_cannot_be_used(tmp_path, classes, arguments, says):
 
 def test_a_missing_folder_names_the_nearest(tmp_path):
     (tmp_path / "flowers").mkdir()
-    with pytest.raises(UserError, match="did you mean '.*flowers'"):
+    with pytest.raises(UserError, match=r"did you mean '.*flowers'"):
         load(tmp_path / "flower")
 
 

@@ -156,7 +156,7 @@ def test_a_changed_file_is_not_served_from_the_cache(root):
     write_cifar(root)
     decoded(root / "cifar10_jpeg.npz")
     write_cifar(root, damaged=3)
-    with pytest.raises(UserError, match="image 3 of .*cifar10_jpeg"):
+    with pytest.raises(UserError, match=r"image 3 of .*cifar10_jpeg"):
         load_data(Block("cifar10"))
 
 

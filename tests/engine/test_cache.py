@@ -265,7 +265,7 @@ SPECS = [
 
 @pytest.mark.filterwarnings("ignore:the cached top")
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.mode)
-def test_replay_accepts_the_same_teacher_and_refuses_one_a_percent_off(tmp_path, spec):
+def test_replay_accepts_the_same_teacher_and_refuses_one_five_percent_off(tmp_path, spec):
     cache = filled(tmp_path, spec, ALL)
     cache.verify(Teacher(), Rows(), n=11)
     with pytest.raises(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import pytest
@@ -215,38 +213,27 @@ def test_a_retrained_teacher_cannot_complete_the_old_ones_cache(tmp_path, small_
         run(tmp_path, retrained)
 
 
-SCRIPT = """
-    import sys, time, torch
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    import importlib.util
-    spec = importlib.util.spec_from_file_location("cases", {file!r})
-    cases = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cases)
-    cases.disk.SHARD_BYTES = 140
-
-    class Slow(cases.Teacher):
-        def __call__(self, batch):
-            time.sleep(0.02)
-            return super().__call__(batch)
-
-    cases.run(Path({directory!r}), Slow(), cases.Rows(100))
-"""
+class Slow(Teacher):
+    def __call__(self, batch):
+        time.sleep(0.02)
+        return super().__call__(batch)
 
 
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_a_killed_process_leaves_whole_shards_and_the_next_one_completes_them(tmp_path, small_shards):
     """A real SIGKILL, at a moment when a shard is half written."""
-    script = SCRIPT.format(tests=str(tmp_path), file=__file__, directory=str(tmp_path / "b"))
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path / "b", Slow(), Rows(100)))
+    process.start()
     deadline = time.monotonic() + 60
     try:
         while not ((tmp_path / "b" / "shard-00003.bin").exists() and list((tmp_path / "b").glob("*.bin.tmp"))):
-            assert process.poll() is None
+            assert process.is_alive()
             assert time.monotonic() < deadline
             time.sleep(0.001)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     whole = [s for s in json.loads((tmp_path / "b" / "manifest.json").read_text())["shards"] if s]
     assert 3 <= len(whole) < 10
     teacher = Teacher()

@@ -162,7 +162,7 @@ def generator_results() -> tuple[Json, dict[str, list[Json]]]:
     student["details"]["samples"] = {
         "student": spiral(1, 2000, 0.32),
         "teacher": spiral(2, 2000, 0.27),
-        "alone": spiral(3, 2000, 0.9, drop=5),
+        "one_step": spiral(3, 2000, 0.9, drop=5),
     }
     results = {
         "title": "Consistency distillation of eight Gaussians", "slug": "cd", "method": "cd", "family": "diffusion",

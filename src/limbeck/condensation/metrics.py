@@ -87,14 +87,14 @@ def fresh_networks(
     values = {"fresh_accuracy": statistics.fmean(scores), "fresh_accuracy_std": statistics.pstdev(scores)}
     return Scores(
         {**values, **_sizes(evaluation.model, evaluation.spec)},
-        {"fresh_accuracies": found, "images": picture(images, labels, evaluation.spec)},
+        {"fresh_accuracies": found, **pictures(images, labels, evaluation.spec)},
     )
 
 
-def picture(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
-    """Images [N, C, H, W] for a report: values in [0, 1] (the normalisation undone), the first few of each class.
+def pictures(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
+    """The first images [N, C, H, W] of each class for a report, as lists: ``images`` and ``image_labels``.
 
-    Gives ``pixels`` (nested lists [M, C, H, W]), ``labels`` [M] and, where the data has them, ``names`` [M].
+    Values are in [0, 1]: the normalisation is undone, and what lies outside the range of real images is cut.
     """
     hard = (labels if labels.dim() == 1 else labels.argmax(1)).tolist()
     seen: dict[int, int] = {}
@@ -108,8 +108,7 @@ def picture(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
     if spec.mean and spec.std:
         shown = shown * torch.tensor(spec.std).view(view) + torch.tensor(spec.mean).view(view)
     shown = (shown.clamp(0, 1) * 1000).round() / 1000
-    named = {"names": [spec.class_names[hard[r]] for r in rows]} if spec.class_names else {}
-    return {"pixels": shown.tolist(), "labels": [hard[r] for r in rows], **named}
+    return {"images": shown.tolist(), "image_labels": [hard[r] for r in rows]}
 
 
 @torch.no_grad()

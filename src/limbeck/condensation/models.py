@@ -25,27 +25,27 @@ def synthetic_images(
 
     Args:
         per_class: images per class (IPC).
-        init: ``real`` random training images, ``mean`` class means, or ``noise``.
-        data: the built data; needed by ``real`` and ``mean``, and for the range of valid pixels.
+        init: ``real`` random training images, ``mean`` means of random shares of each class, or ``noise``.
+        data: the built data, for ``real``, ``mean`` and the range of valid pixels. Without it the images are zero, to
+            be filled from a file.
         classes: number of classes.
         shape: of one image.
         seed: of the first images; by default from torch's generator, which the run seeds.
 
     Raises:
-        UserError: ``per_class`` is below 1, there is no training data to start from, or a class has too few images.
+        UserError: ``per_class`` is below 1, the data has no training split to start from, or a class is too small.
     """
     if per_class < 1:
         raise UserError(f"synthetic_images: per_class must be at least 1, not {per_class}")
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    if data is None:
+        return SyntheticImages(torch.zeros(len(labels), *shape), labels)
     if seed is None:
         seed = int(torch.randint(2**31, (1,)))
-    train = getattr(data, "train", None)
     if init == "noise":
-        images = noise_images(classes * per_class, shape, seed)
-    elif train is None:
+        images = noise_images(len(labels), shape, seed)
+    elif data.train is None:
         raise UserError(f"synthetic_images: init '{init}' starts from training data, and there is none; use 'noise'")
     else:
-        images = first_images(RealImages.of(train, classes), per_class, init, seed)
-    spec = getattr(data, "spec", None)
-    low, high = valid_range(getattr(spec, "mean", ()), getattr(spec, "std", ()), shape)
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    return SyntheticImages(images, labels, low, high, seed)
+        images = first_images(RealImages.of(data.train, classes), per_class, init, seed)
+    return SyntheticImages(images, labels, valid_range(data.spec), seed)

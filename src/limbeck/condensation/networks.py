@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from limbeck.condensation.augment import augment, unpaired
 from limbeck.engine.noise import key_of, uniform
@@ -49,6 +50,14 @@ def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
         name = type(network).__name__
         raise UserError(f"matching features needs a network with a method features(images) -> [B, D]; {name} has none")
     return method
+
+
+@torch.no_grad()
+def embed(network: nn.Module, images: Tensor, chunk: int = 1024) -> Tensor:
+    """Features [B, D] without gradient, in pieces that bound the memory; in one where batch norm sees the whole batch."""
+    phi = features_of(network)
+    whole = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
+    return torch.cat([phi(piece) for piece in ([images] if whole else images.split(chunk))])
 
 
 def post_train(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.base import Source
+from limbeck.data.base import DataSpec, Source
 from limbeck.engine.noise import normal, uniform
 from limbeck.errors import UserError
 
@@ -24,7 +24,7 @@ class SyntheticImages(nn.Module):
     Args:
         images: first values, [classes * per_class, ...], sorted by class.
         labels: int64 [classes * per_class].
-        low, high: the values that an image can have, each broadcastable to one image.
+        limits: lowest and highest value that a real image can have, each broadcastable to one image.
         seed: what random initial images were drawn with.
 
     Raises:
@@ -36,12 +36,15 @@ class SyntheticImages(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, images: Tensor, labels: Tensor, low: Tensor, high: Tensor, seed: int = 0) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, limits: tuple[Tensor, Tensor] | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
         self.images = nn.Parameter(images.clone())
         self.register_buffer("labels", labels.clone())
+        low, high = limits or (torch.tensor(-torch.inf), torch.tensor(torch.inf))
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         self.seed = seed
@@ -184,10 +187,10 @@ def noise_images(count: int, shape: Sequence[int], seed: int) -> Tensor:
     return normal(torch.arange(count), tuple(shape), (seed, "first images"))
 
 
-def valid_range(mean: Sequence[float], std: Sequence[float], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def valid_range(spec: DataSpec) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of each channel of normalised images: (0 - m) / s and (1 - m) / s, else 0 and 1."""
-    if not mean or not std:
+    if not spec.mean or not spec.std:
         return torch.tensor(0.0), torch.tensor(1.0)
-    m, s = torch.tensor(mean), torch.tensor(std)
-    view = (-1, *[1] * (len(shape) - 1))
-    return ((0 - m) / s).view(view), ((1 - m) / s).view(view)
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    view = (-1, *[1] * (len(spec.shape) - 1))
+    return ((0 - mean) / std).view(view), ((1 - mean) / std).view(view)

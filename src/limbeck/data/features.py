@@ -30,9 +30,9 @@ class Quantity:
     flags_missing: bool
 
     @classmethod
-    def fit(cls, name: str, values: Sequence[float | None]) -> Quantity:
-        """Mean and deviation of the values that are there."""
-        known = np.array([v for v in values if v is not None], dtype=np.float64)
+    def fit(cls, name: str, values: np.ndarray) -> Quantity:
+        """Mean and deviation of the values that are there (float64 [N], NaN where missing)."""
+        known = values[~np.isnan(values)]
         mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
         return cls(name, mean, std if std > 1e-12 * max(1.0, abs(mean)) else 1.0, len(known) < len(values))
 
@@ -41,11 +41,10 @@ class Quantity:
         """Names of the features it gives."""
         return [self.name, f"{self.name} missing"] if self.flags_missing else [self.name]
 
-    def encode(self, values: Sequence[float | None]) -> np.ndarray:
+    def encode(self, values: np.ndarray) -> np.ndarray:
         """Float32 [N, 1 or 2]."""
-        array = np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-        missing = np.isnan(array)
-        scaled = np.where(missing, 0.0, (array - self.mean) / self.std)
+        missing = np.isnan(values)
+        scaled = np.where(missing, 0.0, (values - self.mean) / self.std)
         return np.stack([scaled, missing] if self.flags_missing else [scaled], axis=1).astype(np.float32)
 
 
@@ -66,7 +65,7 @@ class Category:
         Raises:
             UserError: there are more than ``limit``.
         """
-        texts = {_text(v) for v in values}
+        texts = {_text(v) for v in set(values)}
         levels = (*sorted(t for t in texts if t is not None), *([None] if None in texts else []))
         if len(levels) > limit:
             says = f"e.g. '{levels[0]}' and '{levels[1]}', more than max_categories={limit}"
@@ -81,38 +80,40 @@ class Category:
     def encode(self, values: Sequence[Value]) -> np.ndarray:
         """Float32 [N, number of levels]."""
         place = {level: i for i, level in enumerate(self.levels)}
-        columns = np.array([place.get(_text(v), -1) for v in values])
+        column = {v: place.get(_text(v), -1) for v in set(values)}
+        columns = np.array([column[v] for v in values])
         return (columns[:, None] == np.arange(len(self.levels))).astype(np.float32)
 
 
-def numbers(name: str, values: Sequence[Value], lines: Sequence[int]) -> list[float | None] | None:
-    """The column as numbers, or None if it is one of texts.
+def numbers(name: str, values: Sequence[Value], lines: Sequence[int]) -> np.ndarray | None:
+    """The column as numbers (float64 [N], NaN where missing), or None if it is one of texts.
 
     Raises:
         UserError: nearly all values are numbers but one is not, or one is infinite; names its line.
     """
-    read = [_number(v) for v in values]
-    wrong = [i for i, v in enumerate(read) if v is None and values[i] is not None]
-    known = sum(v is not None for v in values)
-    if wrong and len(wrong) > (1 - MOSTLY) * known:
-        return None
-    if wrong:
+    read = {v: _number(v) for v in set(values)}
+    if None in read.values():
+        wrong = [i for i, v in enumerate(values) if read[v] is None]
+        if len(wrong) > (1 - MOSTLY) * sum(v is not None for v in values):
+            return None
         says = f"column '{name}' is numeric, but line {lines[wrong[0]]} has '{values[wrong[0]]}'"
         raise UserError(f"{says}: correct it, or list the column under categorical")
-    for i, v in enumerate(read):
-        if v is not None and math.isinf(v):
-            raise UserError(f"column '{name}' is infinite in line {lines[i]}")
-    return read
+    column = np.array([read[v] for v in values], dtype=np.float64)
+    if np.isinf(column).any():
+        raise UserError(f"column '{name}' is infinite in line {lines[int(np.isinf(column).argmax())]}")
+    return column
 
 
-def without_missing(value: Value) -> Value:
-    """The cell, or None where its text stands for a missing value (empty, NA, N/A, NaN, null, None, ?)."""
-    return None if isinstance(value, str) and value.strip().lower() in MISSING else value
+def without_missing(values: Sequence[Value]) -> list[Value]:
+    """The cells, None where a text stands for a missing value (empty, NA, N/A, NaN, null, None, ?)."""
+    known = {v: None if isinstance(v, str) and v.strip().lower() in MISSING else v for v in set(values)}
+    return [known[v] for v in values]
 
 
 def _number(value: Value) -> float | None:
+    """NaN where missing, None where it is no number."""
     if value is None:
-        return None
+        return math.nan
     try:
         return float(value)
     except ValueError:

@@ -224,7 +224,7 @@ def _unpack(packed: np.ndarray, offsets: np.ndarray, where: str) -> np.ndarray:
     images = []
     for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         try:
-            images.append(np.asarray(Image.open(io.BytesIO(blob[start:end])).convert("RGB")))
+            images.append(np.asarray(Image.open(io.BytesIO(blob[start:end]), formats=("JPEG",)).convert("RGB")))
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"image {number} of {where} cannot be decoded: {error}") from error
     return np.stack(images)

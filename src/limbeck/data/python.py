@@ -327,7 +327,8 @@ def _refuse_one_class(labels: Tensor, where: str) -> None:
 
 def _one_input(x: Any, where: str) -> Tensor:
     if type(x).__module__.startswith("PIL."):
-        x = np.array(x)
+        array = np.array(x if x.mode in ("L", "RGB") else x.convert("RGB"))
+        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
     value = x if isinstance(x, Tensor) else None
     if value is None:
         array = np.asarray(x)

@@ -165,7 +165,7 @@ def _features(
     """All rows of all tables as float32 [N, F], fitted on the train rows; and the features' names."""
     pieces, names = [], []
     for name in inputs:
-        column = [without_missing(v) for t in tables for v in t.column(name)]
+        column = without_missing([v for t in tables for v in t.column(name)])
         lines = [n for t in tables for n in t.lines]
         read = None if name in choice.categorical else numbers(name, column, lines)
         fitted: Quantity | Category
@@ -173,7 +173,7 @@ def _features(
             fitted = Category.fit(name, [column[i] for i in train], choice.max_categories)
             pieces.append(fitted.encode(column))
         else:
-            fitted = Quantity.fit(name, [read[i] for i in train])
+            fitted = Quantity.fit(name, read[train])
             pieces.append(fitted.encode(read))
         names += fitted.features
     return torch.from_numpy(np.concatenate(pieces, axis=1)), names

@@ -70,7 +70,7 @@ def text(
     vocab_size: int = 512,
     context: int = 64,
     characters: int | None = None,
-    validation_fraction: float = 0.05,
+    val_fraction: float = 0.05,
     test_fraction: float = 0.1,
     licence: str | None = None,
 ) -> Data:
@@ -93,16 +93,16 @@ def text(
         vocab_size: of the BPE tokenizer.
         context: tokens in a row.
         characters: use only that much of the training text (how much the grammar makes: 100 000).
-        validation_fraction, test_fraction: shares of the text.
+        val_fraction, test_fraction: shares of the text.
         licence: of the text, as its owner states it.
 
     Raises:
         UserError: a file, field or corpus is missing, or there is too little text.
     """
     chosen = _Choice(path, test_path, corpus, field, prompt_field, completion_field, characters, licence)
-    _check(chosen, context, validation_fraction, test_fraction)
+    _check(chosen, context, val_fraction, test_fraction)
     train, test = chosen.read()
-    parts = _split(train, test, validation_fraction, test_fraction)
+    parts = _split(train, test, val_fraction, test_fraction)
     if "train" not in parts:
         raise UserError(f"data 'text': there is no text to train on in {path or corpus}")
     words = tokenizers.load_tokenizer(tokenizer_path) if tokenizer_path else _make(tokenizer, parts, vocab_size)
@@ -160,7 +160,7 @@ class _Choice:
         return list(read_documents(file, self.field))
 
 
-def _check(chosen: _Choice, context: int, validation_fraction: float, test_fraction: float) -> None:
+def _check(chosen: _Choice, context: int, val_fraction: float, test_fraction: float) -> None:
     if (chosen.path is None) == (chosen.corpus is None):
         raise UserError(f"data 'text' needs one of path and corpus (corpora: grammar, {', '.join(CORPORA)})")
     if chosen.corpus and chosen.test_path:
@@ -169,9 +169,9 @@ def _check(chosen: _Choice, context: int, validation_fraction: float, test_fract
         raise UserError("data 'text' needs both prompt_field and completion_field, or neither")
     if context < 2:
         raise UserError(f"data 'text': context must be at least 2 tokens, got {context}")
-    if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction >= 1:
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise UserError(
-            "data 'text': validation_fraction and test_fraction must be >= 0 and leave some text to train on"
+            "data 'text': val_fraction and test_fraction must be >= 0 and leave some text to train on"
         )
 
 

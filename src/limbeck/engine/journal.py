@@ -7,11 +7,11 @@ synchronisation in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MEASUREMENTS = 20
 """How often in a run the shares of the gradient are measured (each time costs one backward per term)."""
@@ -60,13 +60,21 @@ class Journal:
             rows.setdefault(_name(key, role), []).append(number)
         return {name: sum(values) / len(values) for name, values in rows.items()}
 
-    def measure(self, step: int, role: str, weighted: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
-        """Take the norm of each term's gradient on ``parameters``, as a share of their sum.
+    def measure(
+        self, step: int, role: str, weighted: Mapping[str, Tensor], gradients: Callable[[Tensor], Sequence[Tensor]]
+    ) -> None:
+        """Take the norm of each term's gradient, as a share of their sum.
+
+        Args:
+            step: the global step.
+            role: the learner that is updated.
+            weighted: the terms as they enter the loss.
+            gradients: the gradients of a value on the learner's parameters; the graph must stay.
 
         Raises:
-            DeadTermError: a term had neither value nor gradient at any of the last measurements.
+            DeadTermError: a term had neither value nor gradient at any of the measurements.
         """
-        norms = {name: _gradient_norm(value, parameters) for name, value in weighted.items()}
+        norms = {n: _norm(gradients(v)) if v.requires_grad else 0.0 for n, v in weighted.items()}
         total = sum(norms.values())
         shares = {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
         self.add(step, role, {f"share/{n}": torch.tensor(s) for n, s in shares.items()})
@@ -76,8 +84,8 @@ class Journal:
             seen.append(share if alive else -1.0)
             if len(seen) >= PATIENCE and all(s < 0 for s in seen):
                 raise DeadTermError(
-                    f"term '{name}' of learner '{role}' has been exactly zero since the start ({len(seen)} measurements): "
-                    "its weight, mask or wiring is wrong"
+                    f"term '{name}' of learner '{role}' has been exactly zero since the start "
+                    f"({len(seen)} measurements): its weight, mask or wiring is wrong"
                 )
 
     def warnings(self) -> list[str]:
@@ -93,12 +101,8 @@ class Journal:
         return found
 
 
-def _gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    if not value.requires_grad:
-        return 0.0
-    gradients = torch.autograd.grad(value, list(parameters), retain_graph=True, allow_unused=True)
-    present = [g for g in gradients if g is not None]
-    return torch.nn.utils.get_total_norm(present).item() if present else 0.0
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
 
 
 def _name(key: str, role: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.engine import checkpoint, rng
 from limbeck.engine.best import Best
@@ -183,24 +183,46 @@ class Loop:
         """All updates of one global step: the k-th update of every micro-batch, the optimizer, then the next."""
         totals = self._declared(micro)
         generators = [iter(self.method.updates(batch, clock)) for batch in micro]
-        for update in generators[0]:
-            learners = [self.learners[role] for role in update.roles]
-            due = self._trains(update) and all(learner.due(clock) for learner in learners)
-            if due:
-                for learner in learners:
-                    learner.zero_grad()
-                self._backward(update, totals, clock, sync=len(micro) == 1)
-            for i, generator in enumerate(generators[1:], start=2):
-                # The k-th update of another micro-batch belongs to the same optimizer step.
-                other = next(generator)
-                if due:
-                    self._backward(other, totals, clock, sync=i == len(micro))
-            if due:
+        learners: list[Learner] | None = []
+        while learners is not None:
+            learners = self._next_update(generators, totals, clock)
+            if learners:
                 self._step(learners, clock)
-        for generator in generators[1:]:
-            next(generator, None)  # run what follows the last yield
 
-    def _backward(self, update: Update, totals: Mapping[str, Tensor] | None, clock: Clock, *, sync: bool) -> None:
+    def _next_update(
+        self, generators: list[Iterator[Update]], totals: Mapping[str, Tensor] | None, clock: Clock
+    ) -> list[Learner] | None:
+        """Gradients of the next update over all micro-batches; the learners to step, None when there is no update."""
+        learners: list[Learner] | None = None
+        for i, generator in enumerate(generators):
+            # Several processes exchange gradients with the last micro-batch only, whose forward must know it too.
+            with self._local(i < len(generators) - 1):
+                update = next(generator, None)
+                if update is None:
+                    continue
+                if learners is None:
+                    learners = self._due(update, clock)
+                    for learner in learners:
+                        learner.zero_grad()
+                if learners:
+                    self._backward(update, totals, clock)
+        return learners
+
+    def _due(self, update: Update, clock: Clock) -> list[Learner]:
+        learners = [self.learners[role] for role in update.roles]
+        trains = self.settings.trains is None or all(r in self.settings.trains for r in update.roles)
+        return learners if trains and all(learner.due(clock) for learner in learners) else []
+
+    @contextmanager
+    def _local(self, wanted: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            if wanted and self.fabric.world_size > 1:
+                for learner in self.learners.values():
+                    if learner.optimizer is not None:
+                        stack.enter_context(self.fabric.no_backward_sync(learner.module))  # type: ignore[arg-type]
+            yield
+
+    def _backward(self, update: Update, totals: Mapping[str, Tensor] | None, clock: Clock) -> None:
         terms = {name: term for name, term in update.evaluate().items() if term.weight != 0}
         divisors = self._divisors(terms, totals)
         # Strategies average gradients over processes; the definition is the sum over all samples by the global count.
@@ -209,15 +231,26 @@ class Loop:
         role = "+".join(update.roles)
         if self._measures(clock):
             parameters = [p for r in update.roles for p in self.learners[r].parameters]
-            self.journal.measure(self.step, role, weighted, parameters)
+            self.journal.measure(self.step, role, weighted, lambda value: self._gradients(value, parameters))
         self.journal.add(self.step, role, {f"term/{n}": v.detach() for n, v in values.items()})
         self.journal.add(self.step, role, {f"weighted/{n}": v.detach() for n, v in weighted.items()})
         active = [v for v in weighted.values() if v.requires_grad]
         if active:
-            with ExitStack() as stack:
-                for r in update.roles if not sync and self.fabric.world_size > 1 else ():
-                    stack.enter_context(self.fabric.no_backward_sync(self.learners[r].module))  # type: ignore[arg-type]
-                self.fabric.backward(sum(active[1:], start=active[0]))
+            self.fabric.backward(sum(active[1:], start=active[0]))
+
+    def _gradients(self, value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """Gradients of one term, leaving those that are accumulating as they are."""
+        if self.fabric.world_size > 1:
+            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            return [g for g in found if g is not None]
+        kept = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        self.fabric.backward(value, inputs=parameters, retain_graph=True)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
+        return gradients
 
     def _step(self, learners: list[Learner], clock: Clock) -> None:
         for learner in learners:
@@ -278,7 +311,13 @@ class Loop:
 
     def _measures(self, clock: Clock) -> bool:
         spacing = max(self.settings.log_every, self.settings.steps // MEASUREMENTS, 1)
-        return clock.step % spacing == 0 and not self._sharded
+        # Several processes can look at one term's gradient alone only where it is neither sharded nor scaled.
+        possible = self.fabric.world_size == 1 or (not self._sharded and self._full_precision)
+        return possible and clock.step % spacing == 0
+
+    @property
+    def _full_precision(self) -> bool:
+        return self.fabric._precision.precision == "32-true"
 
     def _flush(self) -> None:
         self.last.update(values := self.journal.flush())
@@ -335,9 +374,6 @@ class Loop:
             for piece in way:
                 target = target[piece] if isinstance(target, dict) else getattr(target, piece)
             setattr(target, name, schedule.value(clock.progress, clock.step))
-
-    def _trains(self, update: Update) -> bool:
-        return self.settings.trains is None or all(r in self.settings.trains for r in update.roles)
 
     def _catch_signals(self) -> dict[int, Any]:
         def ask(number: int, frame: FrameType | None) -> None:

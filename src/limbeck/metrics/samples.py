@@ -18,8 +18,8 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 
-BLOCK = 2**19
-"""Entries of the distance matrix that are held at once: 4 MiB, to stay in the processor's cache."""
+BLOCK = 2**16
+"""Entries of the distance matrix that are worked on at once: half a MiB, to stay in the processor's cache."""
 
 
 def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = True) -> float:
@@ -79,7 +79,7 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, *, projections: int = 128, seed: i
     directions = torch.randn(projections, x.shape[1], generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=1, keepdim=True)
     directions = directions.to(x.device)
-    at_once = max(1, BLOCK // (len(x) + len(y)))
+    at_once = max(8, BLOCK // (len(x) + len(y)))
     total = sum(float(_w2_squared(x @ d.T, y @ d.T).sum()) for d in directions.split(at_once))
     return (total / projections) ** 0.5
 
@@ -203,7 +203,8 @@ def _pair(x: Tensor, y: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
 def _squares(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """Rows of the matrix of squared Euclidean distances between x and y, in blocks [n, M]."""
     norms, columns = y.square().sum(1), y.T.contiguous()
-    for rows in x.split(max(1, BLOCK // len(y))):
+    worth_a_product = min(x.shape[1], 256)  # rows: with fewer, wide points would be fetched more than multiplied
+    for rows in x.split(max(1, BLOCK // len(y), worth_a_product)):
         base = rows.square().sum(1, keepdim=True) + norms
         yield base.addmm_(rows, columns, alpha=-2).clamp_(min=0)
 

@@ -26,7 +26,7 @@ from limbeck.recipe.mistakes import did_you_mean
 from limbeck.recipe.parts import Assembly, Phase, StudentBlock, TeacherBlock
 from limbeck.recipe.source import DEFAULT, Node, Trail, from_plain
 from limbeck.recipe.values import ABSENT, BAD
-from limbeck.registry import Block, Part, PartError, find, nearest
+from limbeck.registry import Block, Part, find, nearest
 
 BLOCKS = ("data", "teacher", "teachers", "student", "method", "train")
 """Keys with a reading of their own; all others are plain fields of :class:`limbeck.recipe.fields.Top`."""
@@ -61,8 +61,7 @@ def assemble(root: Node, check: Checker, *, arms: Node | None = None, deep: bool
     made.train = None if trained is BAD else trained
     for trail, node in teachers.values():
         _teacher_train(train, node, check, trail)
-    if made.method is not None:
-        _check_needs(root, teachers, made, check)
+    _check_needs(root, teachers, check)
     made.phases = _phases(root, check, made)
     _check_claim(root, check, made, arms)
     if deep:
@@ -81,7 +80,9 @@ def _with_phase_method(root: Node) -> Node:
 def _fields(root: Node, check: Checker, made: Assembly) -> None:
     known = keys_of(Top)
     for key, node in root.value.items():
-        if key not in known:
+        if key in BLOCKS and node.value is None:
+            check.dropped.append((key,))
+        elif key not in known:
             check.wrong(node, (key,), f"a recipe has no '{key}'", did_you_mean(nearest(key, known)))
     for key, spec in known.items():
         if key in BLOCKS:
@@ -233,45 +234,50 @@ def _teacher_train(train: Node, node: Node, check: Checker, trail: Trail) -> Non
 # ------------------------------------------------------------------------------------------- what a method asks for
 
 
-def _part(kind: str, name: str) -> Part | None:
+def _part(kind: str, name: object) -> Part | None:
     try:
-        return find(kind, name)
-    except (LookupError, PartError):
+        return find(kind, name) if isinstance(name, str) else None
+    except Exception:  # noted where the block itself was read
         return None
 
 
-def _check_needs(root: Node, places: Mapping[str, tuple[Trail, Node]], made: Assembly, check: Checker) -> None:
-    assert made.method is not None
-    name, node = made.method.name, root.value["method"]
-    part = _part("method", name)
+def _named_part(kind: str, node: Node | None) -> Part | None:
+    if node is None:
+        return None
+    named = node.get("name") if node.is_map else node
+    return _part(kind, named.value) if named else None
+
+
+def _check_needs(root: Node, teachers: Mapping[str, tuple[Trail, Node]], check: Checker) -> None:
+    part = _named_part("method", root.get("method"))
     if part is None:
         return
+    node = root.value["method"]
     if not root.get("data") and not part.facts.get("data_free", False):
-        check.wrong(node, ("method",), f"method {name} learns from data: add a 'data' block")
+        check.wrong(node, ("method",), f"method {part.name} learns from data: add a 'data' block")
     needs = part.facts.get("needs", {})
-    if not needs and made.teachers:
-        check.remarks.append(f"method {name} asks nothing of a teacher, the recipe has {', '.join(made.teachers)}")
-    if needs and not places:
-        check.wrong(node, ("method",), f"method {name} needs a teacher: add a 'teacher' block")
+    if not needs and teachers:
+        check.remarks.append(f"method {part.name} states no need of a teacher, the recipe has {', '.join(teachers)}")
+    if needs and not teachers:
+        check.wrong(node, ("method",), f"method {part.name} needs a teacher: add a 'teacher' block")
         return
     for role, signals in needs.items():
-        if role != "*" and role not in places:
-            has = ", ".join(places)
-            check.wrong(node, ("method",), f"method {name} needs a teacher called '{role}', the recipe has {has}")
-        for own in made.teachers if role == "*" else {role} & made.teachers.keys():
-            _check_gives(name, set(signals), made.teachers[own], places[own], check)
+        if role != "*" and role not in teachers:
+            has = ", ".join(teachers)
+            check.wrong(node, ("method",), f"method {part.name} needs a teacher called '{role}', the recipe has {has}")
+        for own in teachers if role == "*" else {role} & teachers.keys():
+            _check_gives(part.name, set(signals), teachers[own], check)
 
 
-def _check_gives(
-    method: str, signals: set[str], teacher: TeacherBlock, place: tuple[Trail, Node], check: Checker
-) -> None:
-    part = None if teacher.block.name == AUTO else _part("model", teacher.block.name)
-    if part is None or (":" in teacher.block.name and "gives" not in part.facts):
+def _check_gives(method: str, signals: set[str], place: tuple[Trail, Node], check: Checker) -> None:
+    trail, node = place
+    part = _named_part("model", node)
+    if part is None or part.name == AUTO or (":" in part.name and "gives" not in part.facts):
         return
     gives = set(part.facts.get("gives", {"logits"}))
     for signal in sorted(signals - gives):
         message = f"method {method} needs a teacher that gives {signal}; {part.name} gives {', '.join(sorted(gives))}"
-        check.wrong(place[1], place[0], message)
+        check.wrong(node, trail, message)
 
 
 # ----------------------------------------------------------------------------------------------------------- phases

@@ -131,7 +131,7 @@ class Checker(Values):
             at, param = (*trail, key), part.param(key)
             if key == "name" and param is None:
                 continue
-            if param is not None and child.value is None and not takes_none(param.annotation):
+            if param is not None and child.value is None and (param.default is None or not takes_none(param.annotation)):
                 self.dropped.append(at)
             elif param is not None:
                 arguments[key] = self._argument(part, param, child, at)

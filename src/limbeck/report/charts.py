@@ -17,7 +17,7 @@ from limbeck.report.labels import Metric, short
 from limbeck.report.palette import Style, sentinel
 
 ROW = 38
-LABELS = 108
+LABELS = 136
 """The most pixels that the names beside a figure's rows may take."""
 
 _BETTER = {
@@ -56,7 +56,7 @@ def dots(key: str, title: str, rows: Sequence[Row], metric: Metric, caption: str
         return None
     means = [units.mean(row.values) for row in rows]
     texts = [units.spread(row.values, metric.unit) for row in rows]
-    left = min(LABELS, max(width_of(row.label, TEXT) for row in rows)) + 14
+    left = min(LABELS, max(1.06 * width_of(row.label, TEXT) for row in rows)) + 14
     right = max(width_of(text, TEXT) for text in texts) + 12
     figure = canvas(ROW * len(rows) + 44)
     ax = axes(figure, left=left, right=right, top=14, bottom=30, grid="x")
@@ -115,7 +115,7 @@ def _row_labels(figure: Figure, ax: Axes, rows: Sequence[Row], texts: Sequence[s
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         y = pixels(ax, 0, i)[1]
         weight = {"weight": "bold"} if row.style.colour == "student" else {}
-        label = shorten(row.label, LABELS, TEXT)
+        label = shorten(row.label, LABELS / 1.06, TEXT)
         write(figure, 0, y, label, row.style.colour, size=TEXT, va="center_baseline", **weight)
         write(figure, WIDTH, y, text, "ink", size=TEXT, ha="right", va="center_baseline", **weight)
 

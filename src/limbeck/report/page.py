@@ -56,7 +56,7 @@ def _facts(run: Run) -> dict[str, Any]:
     return {
         "title": run.title,
         "kind": "run report",
-        "kicker": [s for s in (run.items("method"), run.items("family"), run.task) if s],
+        "kicker": [s for s in dict.fromkeys((run.items("method"), run.items("family"), run.task)) if s],
         "headline": verdict.headline(run),
         "remarks": verdict.remarks(run),
         "warnings": run.lines("warnings"),
@@ -115,7 +115,7 @@ def _against_costs(run: Run) -> list[Chart]:
     known = [(arm, v) for arm in run.arms if (v := arm.value(metric.key)) is not None]
     found = []
     for cost in (info(key) for key in COSTS):
-        spots = [Spot(arm.label, arm.style, x, y) for arm, y in known if (x := arm.value(cost.key)) is not None]
+        spots = [Spot(arm.label, arm.style, x, y) for arm, y in known if (x := arm.value(cost.key)) and x > 0]
         if len({s.x for s in spots}) > 1:
             title = f"{metric.label} against {cost.name}"
             found.append(tradeoff(f"against-{cost.key}", title, spots, cost, metric))

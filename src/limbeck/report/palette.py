@@ -32,7 +32,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 }
 """Name: (on light, on dark). A page has them as ``var(--name)``."""
 CATEGORICAL = tuple(f"c{i}" for i in range(1, 7))
-MARKERS = "oDs^vPX"
+MARKERS = "^vPXoD"
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ ROLES: Mapping[str, Style] = {
 }
 
 
-def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each name: its own for teacher, student and alone, the next free colour for any other."""
+def styles(names: Iterable[str], worn: Mapping[str, Style] = ROLES) -> dict[str, Style]:
+    """A style for each name: the one it has in ``worn``, else the next free colour and marker."""
     found: dict[str, Style] = {}
-    for name in names:
-        others = sum(n not in ROLES for n in found)
-        free = Style(CATEGORICAL[others % len(CATEGORICAL)], MARKERS[(others + 3) % len(MARKERS)])
-        found.setdefault(name, ROLES.get(name, free))
+    others = 0
+    for name in dict.fromkeys(names):
+        found[name] = worn.get(name) or Style(CATEGORICAL[others % len(CATEGORICAL)], MARKERS[others % len(MARKERS)])
+        others += name not in worn
     return found
 
 

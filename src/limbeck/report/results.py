@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from limbeck.errors import UserError
 from limbeck.report import labels
 from limbeck.report.labels import Metric
-from limbeck.report.palette import Style, styles
+from limbeck.report.palette import ROLES, Style, styles
 from limbeck.report.units import finite
 
 Floats = NDArray[np.float64]
@@ -97,9 +97,8 @@ class Run:
 
     @property
     def alone(self) -> Arm | None:
-        """The student trained without the teacher, else the first other control."""
-        named = (arm for arm in self.arms if arm.key == "alone")
-        return next(named, None) or next((arm for arm in self.arms if arm.role == "control"), None)
+        """What the student is measured against: itself trained alone, a random subset, else the first control."""
+        return next((arm for arm in self.arms if arm.style == ROLES["alone"]), None)
 
     @property
     def main(self) -> Metric | None:
@@ -130,8 +129,7 @@ class Run:
         return {str(k): v for k, v in value.items() if v not in (None, "")} if isinstance(value, Mapping) else {}
 
     def _arm(self, role: str) -> Arm | None:
-        named = (arm for arm in self.arms if arm.key == role)
-        return next(named, None) or next((arm for arm in self.arms if arm.role == role), None)
+        return next((arm for arm in self.arms if arm.style == ROLES[role]), None)
 
 
 def load(run_dir: Path) -> Run:
@@ -143,7 +141,7 @@ def load(run_dir: Path) -> Run:
     data = _json(run_dir / "results.json", required=True)
     given = data.get("arms")
     arms = {str(k): v for k, v in given.items() if isinstance(v, Mapping)} if isinstance(given, Mapping) else {}
-    worn = styles(arms)
+    worn = _worn(arms)
     return Run(
         title=clean(data.get("title") or data.get("slug") or run_dir.name),
         arms=tuple(sorted((_arm(run_dir, k, v, worn[k]) for k, v in arms.items()), key=_place)),
@@ -189,11 +187,10 @@ def per_arm(run: Run, key: str) -> dict[str, Any]:
 
 
 def _arm(run_dir: Path, key: str, arm: Mapping[str, Any], style: Style) -> Arm:
-    role = str(arm.get("role") or ("control" if key not in ("teacher", "student") else key))
     metrics, details, steps = arm.get("metrics"), arm.get("details"), finite(arm.get("steps"))
     return Arm(
         key=key,
-        role=role,
+        role=_role(key, arm),
         label=clean(arm.get("label") or {"alone": "Student alone"}.get(key, key.replace("_", " ").capitalize())),
         style=style,
         describe=clean(arm.get("describe") or ""),
@@ -206,8 +203,22 @@ def _arm(run_dir: Path, key: str, arm: Mapping[str, Any], style: Style) -> Arm:
     )
 
 
+def _role(key: str, arm: Mapping[str, Any]) -> str:
+    return str(arm.get("role") or (key if key in ("teacher", "student") else "control"))
+
+
+def _worn(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Style]:
+    """The style of each arm: teacher, student and the first control have their own."""
+    named: dict[str, str] = {}
+    for role, first in (("teacher", ("teacher",)), ("student", ("student",)), ("control", ("alone", "random"))):
+        keys = [k for k in (*first, *arms) if k in arms and _role(k, arms[k]) == role]
+        if keys:
+            named[keys[0]] = role
+    return styles(arms, {key: ROLES["alone" if role == "control" else role] for key, role in named.items()})
+
+
 def _place(arm: Arm) -> tuple[int, bool]:
-    return {"teacher": 0, "student": 1}.get(arm.role, 2), arm.key != "alone"
+    return {"teacher": 0, "student": 1}.get(arm.role, 2), arm.style not in ROLES.values()
 
 
 def _log(run_dir: Path, name: object) -> Iterator[Line]:

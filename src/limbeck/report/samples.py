@@ -153,6 +153,7 @@ def _dust(ax: Axes, cloud: Floats, colour: str) -> None:
     codes = np.tile([Outline.MOVETO, Outline.LINETO], len(cloud))
     patch = PathPatch(Outline(corners, codes), facecolor="none", edgecolor=sentinel(colour), linewidth=2.6, alpha=0.8)
     patch.set_capstyle("round")
+    patch.get_path().should_simplify = False
     ax.add_patch(patch)
 
 

@@ -168,7 +168,9 @@ def _fact(run: Run, arm: Arm, metric: Metric) -> Fact:
 
 def _against(metric: Metric, value: float, other: float) -> tuple[str, str]:
     """How a value differs from the teacher's, and whether that is good."""
-    if metric.group == "cost" and value > 0 and other > 0:
+    if metric.group == "cost" and (value <= 0 or other <= 0):
+        return "", ""
+    if metric.group == "cost":
         ratio = other / value if metric.better == "lower" else value / other
         if max(ratio, 1 / ratio) < 1.05:
             return "the same", ""

@@ -52,15 +52,15 @@ def training_charts(run: Run) -> list[Chart]:
     """Loss and validation of all arms, then the student's terms; what was not logged is left out."""
     axis = _axis(run)
     found = [_losses(run, axis), *_validations(run, axis)]
-    if run.student:
+    if run.student and len(_terms(run.student)) > 1:
         found += [term_values(run.student, axis), term_shares(run.student, axis)]
     return [c for c in found if c is not None]
 
 
 def term_rows(arm: Arm) -> list[TermRow]:
-    """The loss terms of an arm: means over the last tenth of training, the share over all of it."""
+    """The loss terms of an arm that has several: means over the last tenth of training, the share over all of it."""
     rows = []
-    for name in _terms(arm):
+    for name in _terms(arm) if len(_terms(arm)) > 1 else ():
         value, weighted, share = (arm.curve(f"{kind}/{name}") for kind in ("term", "weighted", "share"))
         rows.append(TermRow(clean(name), _late(value), _late(weighted), float(share.y.mean()) if share else None))
     return rows

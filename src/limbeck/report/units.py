@@ -26,7 +26,7 @@ def finite(value: object) -> float | None:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A plain number with about ``digits`` significant digits: 0.0123, 1.23, 123, 12 300, 1.2e-07."""
+    """A plain number with at most ``digits`` significant decimals: 0.0123, 1.23, 123, 12 345, 1.2e-07."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -35,7 +35,7 @@ def number(value: float, digits: int = 3) -> str:
         return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
     magnitude = math.floor(math.log10(float(f"{size:.{digits - 1}e}")))
     text = f"{value:,.{max(0, digits - 1 - magnitude)}f}".replace(",", GAP)
-    return text.replace("-", MINUS)
+    return _trimmed(text).replace("-", MINUS)
 
 
 def percent(share: float) -> str:
@@ -104,7 +104,7 @@ def quantity(value: object, unit: str = "") -> str:
 
 def tick(value: float, unit: str = "") -> str:
     """A value beside an axis: as :func:`quantity`, without zeros that end the decimals."""
-    return re.sub(r"(\.\d*?)0+(?!\d)", lambda m: "" if m[1] == "." else m[1], quantity(round(value, 12), unit))
+    return _trimmed(quantity(round(value, 12), unit))
 
 
 def difference(value: float, other: float, unit: str = "") -> str:
@@ -117,6 +117,11 @@ def difference(value: float, other: float, unit: str = "") -> str:
     if unit in ("count", "bytes", "flops", "ms", "s") and other > 0:
         return f"{sign}{number(abs(gap) / other * 100, 2)}{GAP}%"
     return f"{sign}{number(abs(gap), 2)}"
+
+
+def _trimmed(text: str) -> str:
+    """A text without the zeros that end its decimals."""
+    return re.sub(r"(\.\d*?)0+(?!\d)", lambda m: "" if m[1] == "." else m[1], text)
 
 
 def mean(values: Sequence[float]) -> float:

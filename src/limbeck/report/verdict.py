@@ -26,11 +26,13 @@ def headline(run: Run) -> str:
     if value is None:
         return f"The student has no finite {metric.name}: this run gave no usable result."
     teacher = run.teacher.value(metric.key) if run.teacher else None
+    if metric.key == "fresh_accuracy":
+        return _condensed(run, metric, value, teacher)
     quality = _against_teacher(metric, value, teacher)
     gains, losses = savings(run)
     cost = f" with {_and(gains[:2])}" if gains else ""
     if losses:
-        cost += f"{',' if gains else ''} at {_and(losses[:2])}" if not gains else f", but {_and(losses[:2])}"
+        cost += f", but {_and(losses[:2])}" if gains else f" with {_and(losses[:2])}"
     return f"The student {quality}{cost}{_alone(run, metric, value, teacher)}."
 
 
@@ -71,7 +73,7 @@ def _against_teacher(metric: Metric, value: float, teacher: float | None) -> str
     if teacher is None:
         return f"reaches {_article(metric)}{metric.name} of {shown}"
     if metric.better is None:
-        return f"has {_article(metric)}{metric.name} of {shown}, the teacher {units.quantity(teacher, metric.unit)}"
+        return f"has {_article(metric)}{metric.name} of {shown} (teacher: {units.quantity(teacher, metric.unit)})"
     gain = metric.gain(value, teacher)
     if abs(gain) < 5e-4 * max(abs(teacher), 1e-9) or shown == units.quantity(teacher, metric.unit):
         return f"matches the teacher’s {metric.name} of {shown}"
@@ -79,7 +81,7 @@ def _against_teacher(metric: Metric, value: float, teacher: float | None) -> str
         return f"beats the teacher’s {metric.name}, {shown} to {units.quantity(teacher, metric.unit)},"
     if _is_kept(metric, teacher):
         return f"keeps {units.percent(value / teacher)} of the teacher’s {metric.name}"
-    return f"reaches {_article(metric)}{metric.name} of {shown}, the teacher {units.quantity(teacher, metric.unit)},"
+    return f"reaches {_article(metric)}{metric.name} of {shown} (teacher: {units.quantity(teacher, metric.unit)})"
 
 
 def _alone(run: Run, metric: Metric, value: float, teacher: float | None) -> str:
@@ -90,11 +92,29 @@ def _alone(run: Run, metric: Metric, value: float, teacher: float | None) -> str
     shown = units.quantity(other, metric.unit)
     who = "trained alone it" if alone.key == "alone" else f"“{alone.label}”"
     if metric.better and metric.gain(other, value) > 0:
-        return f"; {who} does better, at {shown}" if alone.key == "alone" else f"; {who} does better, at {shown}"
+        return f"; {who} does better, at {shown}"
     if shown == units.quantity(value, metric.unit):
         return f"; {who} reaches the same"
     kept = teacher is not None and metric.gain(value, teacher) < 0 and _is_kept(metric, teacher)
     return f"; {who} keeps {units.percent(other / teacher)}" if kept and teacher else f"; {who} reaches {shown}"
+
+
+def _condensed(run: Run, metric: Metric, value: float, whole: float | None) -> str:
+    """The verdict on a condensed data set: networks trained from scratch on it, on all of it, on the control."""
+
+    def reached(share: float) -> str:
+        kept = whole is not None and share < whole
+        return f"keep {units.percent(share / whole)} of their accuracy" if kept and whole else f"reach {units.percent(share)}"
+
+    def images(arm: Arm | None) -> str:
+        count = arm.value("images") if arm else None
+        return units.number(count) if count else ""
+
+    few, many = images(run.student), images(run.teacher)
+    on = f"{few} images instead of {many}" if few and many else f"{few} images" if few else "the condensed data"
+    other = run.alone.value(metric.key) if run.alone else None
+    control = f"; on “{run.alone.label}” they {reached(other)}" if run.alone and other is not None else ""
+    return f"On {on}, fresh networks {reached(value)}{control}."
 
 
 def _gap_closed(run: Run) -> str:
@@ -108,8 +128,10 @@ def _gap_closed(run: Run) -> str:
     gap, closed = metric.gain(teacher, alone), metric.gain(student, alone)
     if gap <= 0 or not 0 < closed <= gap:
         return ""
+    whole = "the teacher" if run.teacher and run.teacher.label == "Teacher" else f"“{run.teacher and run.teacher.label}”"
     name = "training alone" if run.alone.key == "alone" else f"“{run.alone.label}”"
-    return f"Distillation closes {100 * closed / gap:.0f}{units.GAP}% of the gap in {metric.name} between {name} and the teacher."
+    what = "Condensation" if metric.key == "fresh_accuracy" else "Distillation"
+    return f"{what} closes {100 * closed / gap:.0f}{units.GAP}% of the gap in {metric.name} between {name} and {whole}."
 
 
 def _certainty(run: Run) -> str:

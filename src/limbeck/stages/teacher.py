@@ -40,30 +40,13 @@ def _prepare(context: Context, role: str, block: Any) -> tuple[Stored, Arm]:
         offers = context.ingredients.offers
         spec = context.ingredients.main.spec.as_dict()
         return build_model(block.block, offers=offers, seed=context.recipe.seed, path=block.path, spec=spec), arm
-    recipe = teacher_recipe(context.recipe, block)
+    recipe = context.recipe.of_teacher(role)
     key = teacher_key(recipe, context)
     folder = cache_root() / "teachers" / f"{block.block.name}-{key[:16]}"
     ingredients = Ingredients(context.data, {}, context.fabric, context.quiet)
     trained = train(recipe, ingredients, folder, seed=context.recipe.seed, key=key, label=role)
     arm.folder, arm.numbers, arm.recipe = folder, trained.numbers, recipe
     return trained.model, arm
-
-
-def teacher_recipe(recipe: Recipe, block: Any) -> Recipe:
-    """The recipe that trains a teacher: its model as the student, its own ``train`` over the run's."""
-    return recipe.with_overrides(
-        {
-            "teacher": None,
-            "teachers": None,
-            "phases": None,
-            "cache": None,
-            "claim": None,
-            "controls": False,
-            "student": block.block.tree(),
-            "method": block.method.tree(),
-            "train": {"deliver": "last", "ema": [], "learners": None, **block.train},
-        }
-    )
 
 
 def teacher_key(recipe: Recipe, context: Context) -> str:

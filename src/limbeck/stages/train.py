@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limbeck.registry import find, register
+from limbeck.registry import register
 from limbeck.run import Arm, Context
 from limbeck.stages.teacher import describe
 from limbeck.training import Ingredients, arm_key, train
@@ -22,19 +22,8 @@ def train_student(context: Context) -> None:
 @register("stage")
 def controls(context: Context) -> None:
     """Train the control arms: those of the method, or those that the recipe names."""
-    for name, overrides in control_arms(context.recipe).items():
+    for name, overrides in context.recipe.control_arms.items():
         add_arm(context, name, "control", LABELS.get(name, name.replace("_", " ").capitalize()), overrides)
-
-
-def control_arms(recipe: Any) -> dict[str, Mapping[str, Any]]:
-    """Names and overrides of the control arms of a recipe."""
-    if recipe.controls is False:
-        return {}
-    if recipe.controls is True:
-        part = find("method", recipe.method.name)
-        default = {"alone": {"method": {"name": "supervised"}, "teacher": None}}
-        return dict(part.facts.get("controls", default))
-    return dict(recipe.controls)
 
 
 def add_arm(context: Context, name: str, role: str, label: str, overrides: Mapping[str, Any]) -> Arm:

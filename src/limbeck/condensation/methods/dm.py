@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from limbeck.condensation.augment import augment, siamese
 from limbeck.condensation.losses import distribution_matching
-from limbeck.condensation.networks import features_of, fresh_network, paper_convnet
+from limbeck.condensation.networks import embed, features_of, fresh_network, paper_convnet
 from limbeck.condensation.synthetic import RealImages, SyntheticImages
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
 from limbeck.registry import ModelBlock, register
@@ -73,14 +72,13 @@ class DM(Method):
         """The one term of a step; its count is 1, because the paper sums over the classes."""
         images, labels = self.student()
         key = (clock.seed, clock.step)
-        phi = features_of(self.fresh((key, "network"), images.device).requires_grad_(False))
+        network = self.fresh((key, "network"), images.device).requires_grad_(False)
         real, real_labels = self.real.to(images.device).draw(self.batch_real, (key, "real"))
         if self.augment:
             draws = siamese(self.real.classes, (key, "augment"), self.augment)
             images, real = augment(images, draws, labels), augment(real, draws, real_labels)
-        with torch.no_grad():
-            target = phi(real)
-        gaps = distribution_matching(target, real_labels, phi(images), labels, self.real.classes)
+        target, moved = embed(network, real), features_of(network)(images)
+        gaps = distribution_matching(target, real_labels, moved, labels, self.real.classes)
         return {"dm": Term(gaps.sum(), 1, unit="sets")}
 
     def after_step(self, clock: Clock) -> None:
