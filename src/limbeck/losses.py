@@ -18,8 +18,6 @@ from limbeck.registry import register
 IGNORE = -100
 """Label of an item without a label (torch's convention)."""
 
-Direction = Literal["forward", "reverse", "jeffreys", "js"]
-
 
 def same_shape(**tensors: Tensor) -> None:
     """Refuse tensors of unlike shape: broadcasting one of them gives a plausible wrong number.
@@ -81,6 +79,31 @@ def soft_kl(
         value = 0.5 * (kl(log_t, log_s) + kl(log_s, log_t))
     else:
         value = js(log_s, log_t)
+    return value * temperature**2 if scale else value
+
+
+def taught(
+    student_logits: Tensor,
+    signals: Mapping[str, Any],
+    *,
+    temperature: float,
+    direction: Literal["forward", "reverse", "jeffreys", "js"] = "forward",
+    scale: bool = True,
+) -> Tensor:
+    """:func:`soft_kl` against what a teacher gave, [..., K] -> [...]: whole logits, or the top k with their tail.
+
+    Raises:
+        ValueError: shapes differ; a truncated teacher at another temperature or in a direction it cannot serve.
+    """
+    if "logits" in signals:
+        return soft_kl(
+            student_logits, signals["logits"], temperature=temperature, direction=direction, scale=scale
+        )
+    if direction not in ("forward", "reverse"):
+        raise ValueError(f"a truncated teacher serves the directions forward and reverse, not {direction}")
+    from limbeck.truncated import truncated_kl
+
+    value = truncated_kl(student_logits, signals["logits_topk"], direction=direction, temperature=temperature)
     return value * temperature**2 if scale else value
 
 

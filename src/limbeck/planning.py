@@ -76,11 +76,11 @@ def _time_steps(recipe: Recipe, ingredients: Ingredients) -> tuple[float, int]:
 
 
 def _cache_bytes(recipe: Recipe, ingredients: Ingredients) -> int:
-    from limbeck.engine.cache import CacheSpec, estimate
+    from limbeck.engine.cache import estimate
+    from limbeck.stages.cache import cache_spec
 
-    source, settings = ingredients.main.train, recipe.cache
-    assert source is not None and settings is not None
-    spec = CacheSpec(mode=settings.mode, k=settings.k, views=settings.views, budget=settings.budget)
+    source, spec = ingredients.main.train, cache_spec(recipe)
+    assert source is not None
     total = 0
     for teacher in ingredients.teachers.values():
         seen = teacher.compute(source.batch(torch.arange(2)))

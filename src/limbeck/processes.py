@@ -24,7 +24,7 @@ def relaunch(recipe: Recipe) -> int | None:
     count = wanted_processes(placement_of(recipe))
     if count == 1:
         return None
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads_for(count))}
+    environment = {"OMP_NUM_THREADS": threads_for(count), "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     started = subprocess.Popen([*command, "-m", "limbeck.cli", *sys.argv[1:]], env=environment)
     try:

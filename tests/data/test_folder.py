@@ -85,13 +85,21 @@ def test_the_fingerprint_follows_paths_pixels_and_settings(tmp_path):
     assert load(tmp_path).train.fingerprint == base
     assert load(tmp_path, mean=[0.1, 0.1, 0.1]).train.fingerprint != base
     assert load(tmp_path, augment=[Block("flip")]).train.fingerprint != base
-    kept = (tmp_path / "cat" / "0.png").read_bytes()
-    for name in ("cat", "dog"):
-        for i in range(5):
-            path = tmp_path / name / f"{i}.png"
-            path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    assert load(tmp_path).train.fingerprint != base, "same size, other bytes"
-    (tmp_path / "cat" / "0.png").write_bytes(kept)
+    every = load(tmp_path, test_fraction=0.0).train.fingerprint
+    (tmp_path / "cat" / "4.png").rename(tmp_path / "cat" / "5.png")
+    assert load(tmp_path, test_fraction=0.0).train.fingerprint != every
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_fingerprint_sees_both_ends_of_a_large_file(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("limbeck.data.folder.END", 8)
+    write(tmp_path)
+    base = load(tmp_path, test_fraction=0.0).train.fingerprint
+    path = tmp_path / "dog" / "2.png"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert load(tmp_path, test_fraction=0.0).train.fingerprint != base, "the same size, another byte"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -238,3 +239,8 @@ def test_a_bad_item_is_named_when_it_is_read(items, says):
 def test_unlabelled_items_stay_unlabelled():
     train = Items([(X[0], 0), (X[1], -100), (X[2], 1)])
     assert everything(as_data((train, train)).train)["label"].tolist() == [0, -100, 1]
+
+
+def test_naming_data_does_not_import_torch():
+    code = "import sys, limbeck.data; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -62,8 +62,8 @@ def _register_toys() -> None:
     class toy_kd:  # noqa: N801
         """Distils."""
 
-        needs = {"teacher": {"logits"}}  # noqa: RUF012
-        controls = {"bare": {"method": {"name": "toy_plain"}, "teacher": None}}  # noqa: RUF012
+        needs = {"teacher": {"logits"}}
+        controls = {"bare": {"method": {"name": "toy_plain"}, "teacher": None}}
 
         def __init__(
             self,

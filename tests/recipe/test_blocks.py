@@ -51,7 +51,8 @@ def with_method(base, **arguments):
         ({"critic": {"name": "toy_net"}}, "critic.width", "toy_net needs 'width' (a whole number)", ""),
         ({"critic": {"name": 3}}, "critic.name", "must be the name of a model, not 3", ""),
         ({"critic": 3}, "critic", "must be a model block ({name: ...}), not 3", ""),
-        ({"alpha": {"name": "toy_ramp", "ende": 1}}, "alpha.ende", "toy_ramp has no argument 'ende'", "did you mean 'end'?"),
+        ({"alpha": {"name": "toy_ramp", "ende": 1}}, "alpha.ende", "toy_ramp has no argument 'ende'",
+         "did you mean 'end'?"),
         ({"alpha": {"name": "toy_rmap"}}, "alpha.name", "no schedule is called 'toy_rmap'", "did you mean 'toy_ramp'?"),
         ({"steps": {"name": "toy_ramp"}}, "steps", "must be a whole number, not a map", ""),
         ({"file": "no/such.txt"}, "file", "there is no file or folder 'no/such.txt' beside the recipe, in the working "

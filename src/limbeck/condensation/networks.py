@@ -54,7 +54,7 @@ def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def embed(network: nn.Module, images: Tensor, chunk: int = 1024) -> Tensor:
-    """Features [B, D] without gradient, in pieces that bound the memory; in one where batch norm sees the whole batch."""
+    """Features [B, D] without gradient: in pieces that bound the memory, whole where batch norm is in training mode."""
     phi = features_of(network)
     whole = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
     return torch.cat([phi(piece) for piece in ([images] if whole else images.split(chunk))])

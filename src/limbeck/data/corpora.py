@@ -27,7 +27,7 @@ class Corpus:
 
 CORPORA = {
     "shakespeare": Corpus("text/tiny_shakespeare.txt.gz", licence="public domain"),
-    "wikitext2": Corpus("text/wikitext2_valid.txt.gz", "text/wikitext2_test.txt.gz", licence="CC BY-SA 3.0"),
+    "wikitext2": Corpus("text/wikitext2_valid.txt.gz", "text/wikitext2_test.txt.gz", licence="CC BY-SA"),
     "gsm8k": Corpus("text/gsm8k_train.jsonl.gz", "text/gsm8k_test.jsonl.gz", "question", "answer", licence="MIT"),
 }
 """Corpora by name. ``wikitext2`` has the valid part for training and the test part for judging (no train part)."""

@@ -92,7 +92,7 @@ def text(
         tokenizer_path: a saved tokenizer instead (a folder with tokenizer.json).
         vocab_size: of the BPE tokenizer.
         context: tokens in a row.
-        characters: use only that much of the training text (how much the grammar makes: 100 000).
+        characters: use only that much of the text, from its beginning (the grammar makes 100 000 by default).
         val_fraction, test_fraction: shares of the text.
         licence: of the text, as its owner states it.
 
@@ -170,9 +170,7 @@ def _check(chosen: _Choice, context: int, val_fraction: float, test_fraction: fl
     if context < 2:
         raise UserError(f"data 'text': context must be at least 2 tokens, got {context}")
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-        raise UserError(
-            "data 'text': val_fraction and test_fraction must be >= 0 and leave some text to train on"
-        )
+        raise UserError("data 'text': val_fraction and test_fraction must be >= 0 and leave some text to train on")
 
 
 def _head(items: Sequence[Item], characters: int | None) -> list[Item]:

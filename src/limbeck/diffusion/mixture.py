@@ -174,8 +174,9 @@ class GaussianMixture(nn.Module):
     def tails(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Lower and upper tail probability [B] at ``x`` [B, 1] of a one-dimensional mixture at level ``sigma``."""
         means, variances = self._flat(x)
-        z = (x - means[:, 0]) / (variances[:, 0] + sigma**2).sqrt()
-        return (self.weights * torch.special.ndtr(z)).sum(1), (self.weights * torch.special.ndtr(-z)).sum(1)
+        # erfc, since torch's ndtr is 0 beyond eight standard deviations below.
+        z = (x - means[:, 0]) / (2 * (variances[:, 0] + sigma**2)).sqrt()
+        return (self.weights * torch.erfc(-z)).sum(1) / 2, (self.weights * torch.erfc(z)).sum(1) / 2
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, self.means.dtype)
@@ -228,7 +229,7 @@ def _equal(means: Tensor, std: float, classes: int | None) -> GaussianMixture:
     return GaussianMixture(weights, means, torch.full_like(means, std**2), labels)
 
 
-def _quantile_map(mixture: GaussianMixture, x: Tensor, source: float, target: float, rounds: int = 200) -> Tensor:
+def _quantile_map(mixture: GaussianMixture, x: Tensor, source: float, target: float, rounds: int = 100) -> Tensor:
     """Bisection for the ``y`` [B, 1] whose tail at ``target`` is that of ``x`` at ``source``, on the shorter tail."""
     below, above = mixture.tails(x, source)
     reach = (mixture.variances.max() + target**2).sqrt() * 40

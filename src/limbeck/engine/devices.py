@@ -75,7 +75,7 @@ def _strategy(placement: Placement, world: int, accelerator: str) -> Any:
     if placement.strategy == "fsdp":
         if world == 1:
             raise UserError("train.strategy fsdp needs several processes: set train.devices to 2 or more")
-        return ModelParallelStrategy(parallelize_fn=shard, tensor_parallel_size=1)
+        return ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
     if world > 1:
         backend = "nccl" if accelerator == "cuda" else "gloo"
         return DDPStrategy(process_group_backend=backend, find_unused_parameters=True)

@@ -138,6 +138,8 @@ class Method:
     """True when the loss compares samples within a batch, so that a batch cannot be cut."""
     data_free: ClassVar[bool] = False
     """True when a step needs no data: the batch then holds only ``id``."""
+    truncated: ClassVar[bool] = False
+    """True when the method can learn from a teacher's top k with their tail (``logits_topk``) as well."""
     controls: ClassVar[Mapping[str, dict[str, Any]]] = {"alone": {"method": {"name": "supervised"}, "teacher": None}}
     """Arms that a run trains beside the method, each a name and the overrides of the recipe that make it."""
 

@@ -44,7 +44,7 @@ def accuracy(evaluation: Evaluation, *, top5: bool = False) -> Scores:
     classes = logits.shape[1]
     matrix = confusion_matrix(logits.argmax(1), labels, classes)
     values = {
-        "accuracy": float(matrix.diagonal().sum() / matrix.sum()),
+        "accuracy": float(matrix.diagonal().sum().double() / matrix.sum()),
         "nll": float(F.cross_entropy(logits, labels, reduction="none").double().mean()),
     }
     if top5:

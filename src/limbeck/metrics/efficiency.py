@@ -38,9 +38,9 @@ WARM_UP = 3
         "throughput": "higher",
     },
     labels={
-        "parameters": ("Parameters", ""),
+        "parameters": ("Parameters", "count"),
         "bytes": ("Size", "bytes"),
-        "flops": ("FLOPs per sample", ""),
+        "flops": ("FLOPs per sample", "flops"),
         "latency_ms": ("Latency, median at batch 1", "ms"),
         "latency_p90_ms": ("Latency, 90th percentile at batch 1", "ms"),
         "throughput": ("Throughput", "samples/s"),

@@ -250,7 +250,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
     for squares in _squares(x, x):
         rows = torch.arange(len(squares), device=x.device)
         squares[rows, start + rows] = float("inf")
-        radii.append(squares.kthvalue(k, dim=1).values)
+        radii.append(squares.topk(k, dim=1, largest=False).values[:, -1])
         start += len(squares)
     return torch.cat(radii)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from torch import nn
 
 from limbeck.data.tokenizer import load_tokenizer, tokenizer_hash
@@ -71,7 +72,7 @@ def from_transformers(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load {where} as {kind}: {_first_line(error)}") from error
     _refuse_misfit(where, kind, info, allow_missing)
     if path is not None and (path / "tokenizer.json").is_file():

@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import functools
-import operator
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-import annotated_types
-from pydantic import BaseModel, ConfigDict, TypeAdapter
-from pydantic.errors import PydanticUserError
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from limbeck.recipe.source import Node
 from limbeck.registry import Block, Kind
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 class Tree(dict[str, Any]):
     """A map that is checked later, when it is laid on another (the overrides of an arm, a partial ``train``)."""
 
 
-class Fields(BaseModel):
-    """Base of the recipe's own maps: fixed keys, each with a type, a default and a description."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, populate_by_name=True)
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Base of the recipe's own maps: fixed keys, each with a type, a default and a description (see :func:`key`)."""
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what is wrong across fields."""
         return iter(())
 
 
+def key(default: Any = MISSING, says: str = "", *, name: str | None = None) -> Any:
+    """A key of a :class:`Fields` map: its default (none: it must be given), what it means, its name if not Python's."""
+    metadata = {"says": says, "name": name}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Marks an annotation: the number must lie above, at least at, or below a value."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+
+    def against(self, value: Any) -> str | None:
+        """What the bound says against a value, if anything."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        if self.above is not None and not value > self.above:
+            return f"must be greater than {self.above}"
+        if self.at_least is not None and not value >= self.at_least:
+            return f"must be at least {self.at_least}"
+        return f"must be less than {self.below}" if self.below is not None and not value < self.below else None
+
+
 @dataclass(frozen=True)
 class FieldSpec:
     """One key of a :class:`Fields` map."""
 
+    attribute: str
     annotation: Any
     default: Any
     required: bool
@@ -48,9 +74,11 @@ def keys_of(model: type[Fields]) -> dict[str, FieldSpec]:
     """The keys of a map, with type, default and description."""
     hints = typing.get_type_hints(model, include_extras=True)
     specs = {}
-    for name, info in model.model_fields.items():
-        default = None if info.is_required() else info.get_default(call_default_factory=True)
-        specs[info.alias or name] = FieldSpec(hints[name], default, info.is_required(), info.description or "")
+    for f in fields(model):
+        required = f.default is MISSING and f.default_factory is MISSING
+        default = None if required else f.default if f.default_factory is MISSING else f.default_factory()
+        spec = FieldSpec(f.name, hints[f.name], default, required, f.metadata["says"])
+        specs[f.metadata["name"] or f.name] = spec
     return specs
 
 
@@ -125,24 +153,11 @@ def container(annotation: Any) -> str | None:
     return "sequence" if base in (list, set, frozenset, Sequence, typing.Sequence) else None
 
 
-def out_of_range(mark: Any, value: Any) -> str | None:
-    """What a bound (``Gt(0)`` in ``Annotated``) says against a value, if anything."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    tests: tuple[tuple[type, str, Callable[[float, Any], bool], str], ...] = (
-        (annotated_types.Gt, "gt", operator.gt, "greater than"),
-        (annotated_types.Ge, "ge", operator.ge, "at least"),
-        (annotated_types.Lt, "lt", operator.lt, "less than"),
-        (annotated_types.Le, "le", operator.le, "at most"),
-    )
-    for kind, name, holds, words in tests:
-        if isinstance(mark, kind) and not holds(value, getattr(mark, name)):
-            return f"must be {words} {getattr(mark, name)}"
-    return None
-
-
 def adapter(annotation: Any) -> TypeAdapter[Any] | None:
     """Pydantic's check of a type that is none of ours; None where pydantic knows it no better."""
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+
     for config in (ConfigDict(strict=True), None):  # some types (models, dataclasses) bring a config of their own
         try:
             return TypeAdapter(annotation, config=config)
@@ -209,3 +224,16 @@ def show(node: Node) -> str:
         return {None: "null", True: "true", False: "false"}[node.value]
     text = repr(node.value) if not isinstance(node.value, int) or abs(node.value) < 10**30 else "so large a number"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def as_plain(value: Any) -> Any:
+    """A default as plain maps, lists and scalars, for the plan."""
+    if isinstance(value, Block):
+        return value.tree()
+    if isinstance(value, Mapping):
+        return {str(k): as_plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [as_plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -89,6 +89,8 @@ def _fields(root: Node, check: Checker, made: Assembly) -> None:
             continue
         value = check.field(spec, root, key, ())
         made.fields[key] = spec.default if value is ABSENT else value
+        if value is ABSENT:
+            check.row((key,), spec.default, DEFAULT)
 
 
 # ------------------------------------------------------------------------------------------------------------- data

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from limbeck.recipe.annotations import Fields, FieldSpec, describe, keys_of, show, takes_none
+from limbeck.recipe.annotations import Fields, FieldSpec, as_plain, describe, keys_of, show, takes_none
 from limbeck.recipe.mistakes import did_you_mean
 from limbeck.recipe.source import DEFAULT, Node, Trail, Where
 from limbeck.recipe.values import BAD, Values
@@ -73,7 +73,8 @@ class Checker(Values):
         name = self._name(kind, node, trail, extra)
         if name is BAD:
             return BAD
-        self.row((*trail, "name"), node.value["name"].plain() if "name" in node.value else name, node.where)
+        named = node.get("name") or Node(name, node.where)
+        self.row((*trail, "name"), named.value, named.where)
         if name == AUTO and "path" in extra.specs:
             return self._automatic(node, trail, extra)
         part = self.part(kind, name, node.get("name") or node, (*trail, "name"))
@@ -87,7 +88,7 @@ class Checker(Values):
             return None
         for key, spec in extra.specs.items():
             if key not in extra.found and spec.default not in (None, []):
-                self.row((*trail, key), _plain_default(spec.default), DEFAULT)
+                self.row((*trail, key), as_plain(spec.default), DEFAULT)
         made = self.construct(keys, extra.found, node, trail)
         return None if made is BAD else (block, made)
 
@@ -131,7 +132,11 @@ class Checker(Values):
             at, param = (*trail, key), part.param(key)
             if key == "name" and param is None:
                 continue
-            if param is not None and child.value is None and (param.default is None or not takes_none(param.annotation)):
+            if (
+                param is not None
+                and child.value is None
+                and (param.default is None or not takes_none(param.annotation))
+            ):
                 self.dropped.append(at)
             elif param is not None:
                 arguments[key] = self._argument(part, param, child, at)
@@ -157,12 +162,12 @@ class Checker(Values):
     def _left_out(self, part: Part, name: str, param: Param, node: Node, trail: Trail) -> None:
         at = (*trail, param.name)
         if part.kind == "model" and param.name in OFFERED:
-            known = None if param.required else _plain_default(param.default)
+            known = None if param.required else as_plain(param.default)
             self.row(at, known, FROM_DATA if known is None else FROM_DATA_OR_DEFAULT)
         elif param.required:
             self.wrong(node, at, f"{name} needs '{param.name}' ({describe(param.annotation)})")
         elif param not in COMMON.get(part.kind, ()):
-            self.row(at, _plain_default(param.default), DEFAULT)
+            self.row(at, as_plain(param.default), DEFAULT)
 
     def _extra(self, key: str, node: Node, trail: Trail, extra: Extra) -> None:
         if node.value is None:
@@ -202,15 +207,3 @@ def _is_number(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return any(map(_is_number, get_args(annotation)))
     return annotation is float
-
-
-def _plain_default(value: Any) -> Any:
-    if isinstance(value, Block):
-        return value.tree()
-    if isinstance(value, Mapping):
-        return {str(k): _plain_default(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if isinstance(value, list | tuple):
-        return [_plain_default(v) for v in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -23,7 +23,7 @@ class UnsetError(LookupError):
 class Environment:
     """Resolves references and remembers what it read, so that it can be redacted."""
 
-    variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    variables: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """The text read from the environment -> the reference that it came from."""
 

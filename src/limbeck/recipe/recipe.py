@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from limbeck.recipe.annotations import keys_of
 from limbeck.recipe.assemble import (
     Phase,
     StudentBlock,
@@ -102,7 +103,7 @@ class Recipe:
         """The recipe that trains a teacher: its model as the student, by its method, its ``train`` over the run's."""
         root, teacher = self.source.root, self.teachers[role]
         node = _teacher_node(root, role)
-        own = {k: v for k, v in node.value.items() if k in teacher.block.args or k not in TeacherKeys.model_fields}
+        own = {k: v for k, v in node.value.items() if k in teacher.block.args or k not in keys_of(TeacherKeys)}
         method = node.get("method") or from_plain(teacher.method, Where("default"), [])
         kept = {k: v for k, v in root.value.items() if k in ("title", "data", "seed", "evaluate", "licence")}
         kept |= {
@@ -224,7 +225,7 @@ def build_recipe(
         phases=tuple(made.phases),
         arms=made.arms,
         **plain,
-        paper=paper.model_dump(exclude_none=True) if paper else None,
+        paper={k: v for k, v in asdict(paper).items() if v is not None} if paper else None,
         notes=made.fields["notes"],
         licence=made.fields["licence"],
         origin=_origin(source.root, check.rows),

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
-
-from limbeck.recipe.annotations import Fields, container, keys_of, takes_none
+from limbeck.recipe.annotations import Bound, Fields, container, keys_of, takes_none
 from limbeck.recipe.blocks import OFFERED, SCHEDULED
 from limbeck.recipe.environment import REFERENCE
 from limbeck.recipe.fields import StreamKeys, StudentKeys, TeacherKeys, Top, Train
@@ -25,12 +23,7 @@ _REFERENCE: Schema = {
     "type": "string",
     "pattern": f"^{REFERENCE.pattern.replace('?P<name>', '').replace('?P<default>', '')}$",
 }
-_BOUNDS = {
-    annotated_types.Gt: ("gt", "exclusiveMinimum"),
-    annotated_types.Ge: ("ge", "minimum"),
-    annotated_types.Lt: ("lt", "exclusiveMaximum"),
-    annotated_types.Le: ("le", "maximum"),
-}
+_BOUNDS = {"above": "exclusiveMinimum", "at_least": "minimum", "below": "exclusiveMaximum"}
 
 
 def recipe_schema() -> Schema:
@@ -170,10 +163,11 @@ def _of_annotated(inner: tuple[Any, ...]) -> Schema:
     if kind:
         return _ref(kind)
     schema = of_annotation(inner[0])
-    bounds = {word: getattr(m, key) for m in inner[1:] for mark, (key, word) in _BOUNDS.items() if isinstance(m, mark)}
+    marks = [m for m in inner[1:] if isinstance(m, Bound)]
+    bounds = {word: getattr(m, side) for m in marks for side, word in _BOUNDS.items() if getattr(m, side) is not None}
     if not bounds or "anyOf" not in schema:
         return {**schema, **bounds}
-    return {"anyOf": [{**option, **bounds} if "pattern" not in option else option for option in schema["anyOf"]]}
+    return {"anyOf": [option if "$ref" in option else {**option, **bounds} for option in schema["anyOf"]]}
 
 
 def _of_container(shape: str, inner: tuple[Any, ...]) -> Schema:

@@ -6,6 +6,7 @@ can be meant but one thing (1 is a number, 1e4 is a whole number). Numbers are f
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections.abc import Mapping
@@ -13,21 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import ValidationError
-
 from limbeck.paths import data_root
 from limbeck.recipe.annotations import (
     SCALARS,
+    Bound,
     Fields,
     FieldSpec,
     Tree,
     adapter,
+    as_plain,
     container,
     describe,
     fits,
     is_scalar,
     keys_of,
-    out_of_range,
     rank,
     show,
     takes_none,
@@ -127,8 +127,8 @@ class Values:
             return self.block(kind, node, trail)
         value = self.value(inner, node, trail)
         for mark in marks:
-            message = out_of_range(mark, value)
-            if message and value is not BAD:
+            message = mark.against(value) if isinstance(mark, Bound) else None
+            if message:
                 return self.wrong(node, trail, f"{message}, not {show(node)}")
         return value
 
@@ -179,7 +179,11 @@ class Values:
         values = {k: v for k, v in values.items() if v is not ABSENT}
         if len(self.mistakes) > before:
             return BAD
-        return self.construct(model, values, node, trail)
+        made = self.construct(model, values, node, trail)
+        if made is not BAD:
+            for key in (k for k in known if k not in values):
+                self.row((*trail, key), as_plain(getattr(made, known[key].attribute)), DEFAULT)
+        return made
 
     def field(self, spec: FieldSpec, node: Node, key: str, trail: Trail) -> Any:
         """The value of one key of a map, BAD, or :data:`ABSENT` where it is left out and has a default."""
@@ -191,7 +195,6 @@ class Values:
         if child is None:
             if spec.required:
                 return self.wrong(node, at, f"'{key}' is missing: {spec.description or describe(spec.annotation)}")
-            self.row(at, spec.default, DEFAULT)
             return ABSENT
         return self.recorded(spec.annotation, child, at)
 
@@ -205,14 +208,8 @@ class Values:
 
     def construct(self, model: type[Fields], values: Mapping[str, Any], node: Node, trail: Trail) -> Any:
         """The map made of checked values, or BAD when they do not go together."""
-        try:
-            made = model(**values)
-        except ValidationError as error:
-            for problem in error.errors():
-                key = str(problem["loc"][0]) if problem["loc"] else ""
-                message = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-                self.wrong(node.value.get(key, node), (*trail, key) if key else trail, message)
-            return BAD
+        known = keys_of(model)
+        made = model(**{known[key].attribute: value for key, value in values.items()})
         faults = list(made.faults())
         for key, message in faults:
             self.wrong(node.value.get(key, node), (*trail, key), message)
@@ -329,12 +326,14 @@ class Values:
 
     def _foreign(self, annotation: Any, node: Node, trail: Trail) -> Any:
         """A type that only pydantic knows."""
+        from pydantic import ValidationError
+
         checks = adapter(annotation)
         plain = self.anything(node, trail)
         if checks is None or plain is BAD:
             return plain
         try:
-            return checks.validate_python(plain)
+            return checks.validate_json(json.dumps(plain))  # strict, but text may spell what JSON has no type for
         except ValidationError as error:
             message = error.errors()[0]["msg"].replace("Input should", "must")
             return self.wrong(node, trail, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -76,19 +77,25 @@ def dots(key: str, title: str, rows: Sequence[Row], metric: Metric, caption: str
 
 @chart
 def tradeoff(
-    key: str, title: str, spots: Sequence[Spot], cost: Metric, quality: Metric, *, frontier: bool = False, caption: str = ""
+    key: str,
+    title: str,
+    spots: Sequence[Spot],
+    cost: Metric,
+    quality: Metric,
+    *,
+    frontier: bool = False,
+    caption: str = "",
 ) -> Chart | None:
     """Quality (up) against a cost (across), each arm named beside its point; the best trades joined by a line."""
     spots = [s for s in spots if math.isfinite(s.x) and math.isfinite(s.y)]
     if len(spots) < 2:
         return None
     figure, ax, scale = _tradeoff_axes(spots, cost, quality)
-    if frontier:
-        _frontier(ax, spots, quality, cost)
+    best = _frontier(ax, spots, quality, cost) if frontier else []
     for s in spots:
         ax.plot([s.x], [s.y], s.style.marker, color=sentinel(s.style.colour), markersize=9, clip_on=False, zorder=3,
                 markeredgecolor=sentinel("paper"), markeredgewidth=1)  # fmt: skip
-    _name_spots(figure, ax, spots)
+    _name_spots(figure, ax, spots, best)
     height = figure.get_size_inches()[1] * 72
     write(figure, 0, height - 12, f"{quality.label}{_BETTER['y', quality.better]}", "muted")
     write(figure, WIDTH, 4, f"{short(cost)}{scale}{_BETTER['x', cost.better]}", "muted", ha="right")
@@ -126,7 +133,7 @@ def _tradeoff_axes(spots: Sequence[Spot], cost: Metric, quality: Metric) -> tupl
     ticks = _tick_texts([s.y for s in spots], quality.unit)
     left = max(width_of(t) for t in ticks) + 12
     ax = axes(figure, left=left, right=22, top=30, bottom=42, grid="both")
-    _span(ax.set_ylim, [s.y for s in spots], 0.16)
+    _span(ax.set_ylim, [s.y for s in spots], 0.22)
     _ticks(ax, "y", quality.unit)
     log = low > 0 and high / low > 4
     if log:
@@ -154,23 +161,25 @@ def log_ticks(low: float, high: float, most: int = 4) -> list[float]:
     return found
 
 
-def _frontier(ax: Axes, spots: Sequence[Spot], quality: Metric, cost: Metric) -> None:
-    """Join the points that no other beats on both sides (steps: between two of them only the dearer one is known)."""
+def _frontier(ax: Axes, spots: Sequence[Spot], quality: Metric, cost: Metric) -> list[Spot]:
+    """Join the points that no other beats on both sides, in steps: until the next one is paid for, the last counts."""
     best: list[Spot] = []
     for s in sorted(spots, key=lambda s: (-cost.gain(s.x, 0), -quality.gain(s.y, 0))):
         if not best or quality.gain(s.y, best[-1].y) > 0:
             best.append(s)
     if len(best) > 1:
-        where = "pre" if cost.better == "higher" else "post"
-        ax.step([s.x for s in best], [s.y for s in best], where=where, color=sentinel("muted"), linewidth=1,  # type: ignore[arg-type]
+        ax.step([s.x for s in best], [s.y for s in best], where="post", color=sentinel("muted"), linewidth=1,
                 dashes=(4, 3), zorder=2)  # fmt: skip
+    return best
 
 
-def _name_spots(figure: Figure, ax: Axes, spots: Sequence[Spot]) -> None:
+def _name_spots(figure: Figure, ax: Axes, spots: Sequence[Spot], best: Sequence[Spot]) -> None:
     width, height = figure.get_size_inches() * 72
     frame = (ax.get_position().x0 * width - 4, 44.0, width, height - 18)
     centres = [pixels(ax, s.x, s.y) for s in spots]
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
+    for (x, y), (next_x, next_y) in pairwise([pixels(ax, s.x, s.y) for s in best]):
+        taken += [(x, y - 3, next_x, y + 3), (next_x - 3, min(y, next_y), next_x + 3, max(y, next_y))]
     for s, (x, y) in zip(spots, centres, strict=True):
         label = shorten(s.label, 150, TEXT)
         box = min(_around(x, y, width_of(label, TEXT)), key=lambda b: _cost_of(b, taken, frame))
@@ -198,7 +207,9 @@ def _around(x: float, y: float, width: float) -> list[Box]:
 def _cost_of(box: Box, taken: Sequence[Box], frame: Box) -> float:
     inside = (max(box[0], frame[0]), max(box[1], frame[1]), min(box[2], frame[2]), min(box[3], frame[3]))
     outside = _area(box) - _area(inside)
-    return 3 * outside + sum(_area((max(box[0], t[0]), max(box[1], t[1]), min(box[2], t[2]), min(box[3], t[3]))) for t in taken)
+    return 3 * outside + sum(
+        _area((max(box[0], t[0]), max(box[1], t[1]), min(box[2], t[2]), min(box[3], t[3]))) for t in taken
+    )
 
 
 def _area(box: Box) -> float:
@@ -219,7 +230,6 @@ def _ticks(ax: Axes, which: str, unit: str) -> None:
 
 def _tick_texts(values: Sequence[float], unit: str) -> list[str]:
     low, high = min(values), max(values)
-    room = 0.16 * (high - low) or abs(high) * 0.05 or 1.0
+    room = 0.22 * (high - low) or abs(high) * 0.05 or 1.0
     places = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low - room, high + room)
     return [units.tick(float(v), unit) for v in places]
-

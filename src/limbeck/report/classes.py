@@ -43,7 +43,9 @@ def reliability(run: Run) -> Chart | None:
         colour = sentinel(arm.style.colour)
         ax.plot(confidence, accuracy, color=colour, linewidth=1.6, linestyle=arm.style.line, solid_capstyle="round")
         size = 12 + 60 * np.sqrt(count / count.sum())
-        ax.scatter(confidence, accuracy, s=size, marker=arm.style.marker, color=colour, linewidths=0, clip_on=False, zorder=3)
+        ax.scatter(
+            confidence, accuracy, s=size, marker=arm.style.marker, color=colour, linewidths=0, clip_on=False, zorder=3
+        )
     _unit_square(ax)
     _key(figure, drawn, 318)
     _histogram(figure, *next((c for c in curves if c[0] is run.student), curves[0]))
@@ -207,7 +209,9 @@ def _cells(ax: Axes, matrix: Floats, cell: float) -> None:
         text = f"{int(matrix[i, j])}"
         if classes <= WITH_NAMES and width_of(text, size) < cell - 1:
             write(ax, j + 0.5, i + 0.5, text, "ink", size=size, ha="center", va="center_baseline")
-    ax.plot([0, classes, classes, 0, 0], [0, 0, classes, classes, 0], color=sentinel("rule"), linewidth=1, clip_on=False)
+    ax.plot(
+        [0, classes, classes, 0, 0], [0, 0, classes, classes, 0], color=sentinel("rule"), linewidth=1, clip_on=False
+    )
 
 
 def _class_names(figure: Figure, ax: Axes, names: Sequence[str], cell: float, upright: bool) -> None:
@@ -266,4 +270,3 @@ def _change_bars(figure: Figure, ax: Axes, values: Sequence[float], texts: Seque
 def _names(run: Run, classes: int) -> list[str]:
     known = run.class_names
     return [known[i] if i < len(known) and known[i] else str(i) for i in range(classes)]
-

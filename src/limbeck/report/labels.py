@@ -60,6 +60,8 @@ _TABLE: tuple[Metric, ...] = (
     Metric("top5_accuracy", "Top-5 accuracy", "%", "higher", "quality"),
     Metric("perplexity", "Perplexity", "", "lower", "quality"),
     Metric("bits_per_token", "Bits per token", "bits", "lower", "quality"),
+    Metric("bits_per_character", "Bits per character", "bits", "lower", "quality"),
+    Metric("nll_per_token", "Negative log-likelihood per token", "nats", "lower", "quality"),
     Metric("energy_distance", "Energy distance", "", "lower", "quality"),
     Metric("mmd", "Maximum mean discrepancy", "", "lower", "quality"),
     Metric("oracle_nll", "Negative log-likelihood under the true law", "nats", "lower", "quality"),
@@ -82,7 +84,15 @@ _TABLE: tuple[Metric, ...] = (
     Metric("throughput", "Throughput", "samples/s", "higher", "cost"),
 )
 OWN: dict[str, Metric] = {m.key: m for m in _TABLE}
-SHORT = {"latency_ms": "Latency", "ece": "Calibration error", "latency_p90_ms": "Latency p90", "nll": "NLL", "nfe": "Evaluations", "image_bytes": "Image bytes", "label_bytes": "Label bytes"}
+SHORT = {
+    "latency_ms": "Latency",
+    "ece": "Calibration error",
+    "latency_p90_ms": "Latency p90",
+    "nll": "NLL",
+    "nfe": "Evaluations",
+    "image_bytes": "Image bytes",
+    "label_bytes": "Label bytes",
+}
 MAIN = {
     "classification": ("fresh_accuracy", "accuracy", "top5_accuracy", "nll"),
     "language": ("perplexity", "bits_per_token", "accuracy", "nll"),
@@ -138,7 +148,8 @@ def _registered() -> dict[str, Metric]:
             continue
         for key in {**facts.get("labels", {}), **facts.get("better", {})}:
             known.setdefault(key, _joined(key, facts))
-    return known
+    said = [m.label for m in known.values()]
+    return {k: replace(m, label=OWN[k].label) if k in OWN and said.count(m.label) > 1 else m for k, m in known.items()}
 
 
 def _joined(key: str, facts: Mapping[str, Mapping[str, object]]) -> Metric:

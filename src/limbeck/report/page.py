@@ -68,7 +68,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "quality": quality,
         "quality_says": _quality_says(run, quality),
         **_samples(run),
-        "classes": classes.class_charts(run),
+        "classes": [*classes.class_charts(run), *training.position_charts(run)],
         "mixed_up": classes.mixed_up(run),
         "training": training.training_charts(run),
         "terms": _terms(run),
@@ -77,9 +77,12 @@ def _facts(run: Run) -> dict[str, Any]:
         "notes": run.lines("notes"),
         "plan": tables.plan(run),
         "recipe": run.recipe,
+        "plan_says": _plan_says(run),
         "paper": citation(run.data.get("paper")),
         "machine": tables.flattened(run.mapping("machine")),
-        "provenance": tables.flattened(run.manifest),
+        "provenance": tables.flattened(
+            {k: v for k, v in run.manifest.items() if k != "machine" or not run.mapping("machine")}
+        ),
         "footer": _footer(run),
     }
 
@@ -124,7 +127,7 @@ def _against_costs(run: Run) -> list[Chart]:
 
 def _standing_caption(rows: list[Row]) -> str:
     lines = f"Lines: 95{units.GAP}% intervals from the number of test samples." if any(r.interval for r in rows) else ""
-    dashed = "Dashed: the teacher." if rows and rows[0].style.colour == "teacher" and len(rows) > 1 else ""
+    dashed = f"Dashed: {rows[0].label}." if rows and rows[0].style.colour == "teacher" and len(rows) > 1 else ""
     return " ".join(filter(None, (dashed, lines)))
 
 
@@ -132,6 +135,17 @@ def _quality_says(run: Run, charts: list[Chart]) -> str:
     better = run.main.better if run.main else None
     text = f"{run.main.label}: {better} is better." if run.main and better else ""
     return f"{text} The best place is where both arrows point.".strip() if charts else text
+
+
+def _plan_says(run: Run) -> str:
+    settings = "Every setting of this run and where it came from" if tables.plan(run) else ""
+    return (
+        f"{settings}, and the recipe it was run with."
+        if settings and run.recipe
+        else f"{settings}."
+        if settings
+        else ""
+    )
 
 
 def _samples(run: Run) -> dict[str, Any]:
@@ -162,5 +176,9 @@ def _terms(run: Run) -> list[dict[str, Any]]:
 
 def _footer(run: Run) -> str:
     when, seed = run.items("created"), run.items("seed")
-    pieces = ["Written by limbeck from this run’s files", f"run of {when}" if when else "", f"seed {seed}" if seed else ""]
+    pieces = [
+        "Written by limbeck from this run’s files",
+        f"run of {when}" if when else "",
+        f"seed {seed}" if seed else "",
+    ]
     return " · ".join(p for p in pieces if p) + "."

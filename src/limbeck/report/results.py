@@ -222,11 +222,15 @@ def _place(arm: Arm) -> tuple[int, bool]:
 
 
 def _log(run_dir: Path, name: object) -> Iterator[Line]:
-    """The lines of a metrics log inside the run directory; one that a crash cut off is left out."""
+    """The lines of a metrics log; one that a crash cut off is left out.
+
+    A relative name stays inside the run directory. A teacher that runs share lies elsewhere, under an absolute name.
+    """
     if not isinstance(name, str) or not name:
         return
     path = (run_dir / name).resolve()
-    if not path.is_relative_to(run_dir.resolve()) or not path.is_file():
+    inside = path.is_relative_to(run_dir.resolve()) or Path(name).is_absolute()
+    if not inside or path.suffix != ".jsonl" or not path.is_file():
         return
     for text in path.read_text(encoding="utf8", errors="replace").splitlines():
         try:

@@ -21,6 +21,8 @@ from limbeck.report.results import Floats, Run, clean, per_arm, points
 POINTS = 900
 IMAGES = 100
 TEXTS = 12
+LONGEST = 1200
+WAYS = {"text": "", "greedy": "likeliest", "sampled": "sampled"}
 CELLS = 56
 REFERENCES = ("teacher", "data", "real", "target")
 
@@ -47,11 +49,21 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one arm wrote: texts, each with a word on how it was made (empty where there is only one)."""
+
+    label: str
+    colour: str
+    texts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Passage:
-    """One prompt and how each arm goes on: (label, colour, text)."""
+    """One prompt, how each arm goes on, and what the data says."""
 
     prompt: str
-    answers: tuple[tuple[str, str, str], ...]
+    answers: tuple[Answer, ...]
+    truth: str = ""
 
 
 def sample_charts(run: Run) -> list[Chart]:
@@ -82,13 +94,16 @@ def galleries(run: Run) -> list[Gallery]:
 
 def passages(run: Run) -> list[Passage]:
     """Sample texts by prompt, the arms' answers side by side."""
-    by_prompt: dict[str, list[tuple[str, str, str]]] = {}
+    answers: dict[str, list[Answer]] = {}
+    truths: dict[str, str] = {}
     for key, value in per_arm(run, "texts").items():
         for item in value if isinstance(value, list) else []:
-            if isinstance(item, Mapping) and item.get("text"):
-                prompt = clean(item.get("prompt") or "")
-                by_prompt.setdefault(prompt, []).append((_who(run, key), _colour(run, key), clean(item["text"])))
-    return [Passage(prompt, tuple(answers)) for prompt, answers in list(by_prompt.items())[:TEXTS]]
+            written = _written(item) if isinstance(item, Mapping) else ()
+            if written:
+                prompt = _cut(item.get("prompt") or "")
+                truths.setdefault(prompt, _cut(item.get("truth") or ""))
+                answers.setdefault(prompt, []).append(Answer(_who(run, key), _colour(run, key), written))
+    return [Passage(prompt, tuple(found), truths[prompt]) for prompt, found in list(answers.items())[:TEXTS]]
 
 
 @chart
@@ -97,7 +112,9 @@ def _panel(run: Run, key: str, cloud: Floats, reference: Floats | None, window: 
     ax = axes(figure, left=2, right=2, top=2, bottom=2, grid="")
     ax.set(xlim=window[0], ylim=window[1])
     ax.set_axis_off()
-    ax.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color=sentinel("rule"), linewidth=1, transform=ax.transAxes, clip_on=False)
+    ax.plot(
+        [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color=sentinel("rule"), linewidth=1, transform=ax.transAxes, clip_on=False
+    )
     own = reference is cloud
     if reference is not None:
         _density(ax, reference, window)
@@ -110,7 +127,9 @@ def _panel(run: Run, key: str, cloud: Floats, reference: Floats | None, window: 
     caption = f"{outside} of {len(cloud)} samples lie outside the frame." if outside else ""
     if cloud.shape[1] > 2:
         caption = f"The first two of {cloud.shape[1]} dimensions. {caption}".strip()
-    return Chart(f"samples-{_slug(run, key)}", label, inline(figure, f"samples-{_slug(run, key)}", says), caption, "square")
+    return Chart(
+        f"samples-{_slug(run, key)}", label, inline(figure, f"samples-{_slug(run, key)}", says), caption, "square"
+    )
 
 
 def _window(clouds: list[Floats]) -> Floats:
@@ -157,6 +176,17 @@ def _dust(ax: Axes, cloud: Floats, colour: str) -> None:
     ax.add_patch(patch)
 
 
+def _written(item: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    kinds = [(word, _cut(item[key])) for key, word in WAYS.items() if item.get(key)]
+    return tuple(kinds) if len(kinds) > 1 else tuple(("", text) for _, text in kinds)
+
+
+def _cut(text: object) -> str:
+    """A text for reading, cut where it is too long for a page."""
+    whole = clean(text)
+    return whole if len(whole) <= LONGEST else whole[:LONGEST].rstrip() + " …"
+
+
 def _picture(item: Any, names: list[str], i: int, who: str) -> Picture | None:
     label = clean(item["label"]) if isinstance(item, Mapping) and item.get("label") is not None else ""
     label = label or (names[i] if i < len(names) else "")
@@ -166,7 +196,9 @@ def _picture(item: Any, names: list[str], i: int, who: str) -> Picture | None:
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png", metadata={"Software": None})
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(source, pixels.shape[1], pixels.shape[0], label, f"{who}, image {i + 1}{': ' if label else ''}{label}")
+    return Picture(
+        source, pixels.shape[1], pixels.shape[0], label, f"{who}, image {i + 1}{': ' if label else ''}{label}"
+    )
 
 
 def _pixels(value: object) -> np.ndarray | None:

@@ -178,7 +178,9 @@ def _against(metric: Metric, value: float, other: float) -> tuple[str, str]:
         return f"{units.times(max(ratio, 1 / ratio))} {words[ratio < 1]}", "good" if ratio > 1 else ""
     if value == other:
         return "as the teacher", ""
-    return units.difference(value, other, metric.unit), "good" if metric.better and metric.gain(value, other) > 0 else ""
+    return units.difference(value, other, metric.unit), "good" if metric.better and metric.gain(
+        value, other
+    ) > 0 else ""
 
 
 def _strip(run: Run, metric: Metric) -> Strip | None:
@@ -204,7 +206,13 @@ def _bar(metric: Metric, own: float, other: float) -> Bar:
     note = "as the teacher" if max(ratio, 1 / ratio) < 1.05 else ""
     note = note or f"{units.times(max(ratio, 1 / ratio))} {'less' if ratio > 1 else 'more'}"
     share = 100 * min(1.0, own / other)
-    return Bar(short(metric), note, max(0.5, round(share, 1)), units.quantity(own, metric.unit), units.quantity(other, metric.unit))
+    return Bar(
+        short(metric),
+        note,
+        max(0.5, round(share, 1)),
+        units.quantity(own, metric.unit),
+        units.quantity(other, metric.unit),
+    )
 
 
 def _row(run: Run, metric: Metric) -> tuple[str, str, tuple[Cell, ...]]:

@@ -13,13 +13,27 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from limbeck.report import units
 from limbeck.report.charts import log_ticks
-from limbeck.report.figures import SMALL, WIDTH, Chart, apart, axes, canvas, chart, inline, pixels, shorten, width_of, write
-from limbeck.report.labels import Metric, main_metric, info
+from limbeck.report.figures import (
+    SMALL,
+    WIDTH,
+    Chart,
+    apart,
+    axes,
+    canvas,
+    chart,
+    inline,
+    pixels,
+    shorten,
+    width_of,
+    write,
+)
+from limbeck.report.labels import Metric, info, main_metric
 from limbeck.report.palette import CATEGORICAL, Style, sentinel
 from limbeck.report.results import Arm, Curve, Run, clean
 
 POINTS = 120
 """Points that a drawn line has at most; longer logs are averaged over equal stretches."""
+STUDENT = "student"
 FAINT = 0.01
 """A term whose share of the gradient norm is below this on average is named as dead."""
 
@@ -41,28 +55,67 @@ class TermRow:
     value: float | None
     weighted: float | None
     share: float | None
+    alone: bool = False
 
     @property
     def dead(self) -> bool:
-        """Whether the term hardly moves the student."""
-        return self.share is not None and self.share < FAINT
+        """Whether the term hardly moves its learner."""
+        return self.share is not None and self.share < FAINT and not self.alone
 
 
 def training_charts(run: Run) -> list[Chart]:
     """Loss and validation of all arms, then the student's terms; what was not logged is left out."""
     axis = _axis(run)
     found = [_losses(run, axis), *_validations(run, axis)]
-    if run.student and len(_terms(run.student)) > 1:
-        found += [term_values(run.student, axis), term_shares(run.student, axis)]
+    for learner, terms in (learners(run.student) if run.student else {}).items():
+        if run.student and (len(terms) > 1 or learner != STUDENT):
+            found.append(term_values(run.student, axis, learner, terms))
+        if run.student and len(terms) > 1:
+            found.append(term_shares(run.student, axis, learner, terms))
     return [c for c in found if c is not None]
+
+
+def position_charts(run: Run) -> list[Chart]:
+    """Loss of language models by the place in the text: whether more context helps."""
+    found = []
+    for arm in run.arms:
+        given = arm.details.get("nll_by_position")
+        rows = (
+            [(i + 1.0, v) for i, x in enumerate(given) if (v := units.finite(x)) is not None]
+            if isinstance(given, list)
+            else []
+        )
+        if len(rows) > 1:
+            found.append(Line(arm.label, arm.style, Curve(*np.array(rows).T)))
+    drawn = lines(
+        "by-position", "Loss by place in the text", found, "nats", "token", "A loss that falls uses more context."
+    )
+    return [drawn] if drawn else []
+
+
+def learners(arm: Arm) -> dict[str, list[str]]:
+    """The loss terms of an arm by who learns from them; a term ``role.name`` belongs to a learner beside the student."""
+    kinds = ("term/", "share/", "weighted/")
+    roles = {k.split("/", 1)[1] for k in arm.logged() if k.startswith(("lr/", "loss/"))}
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(k.split("/", 1)[1] for k in arm.logged() if k.startswith(kinds)):
+        prefix = name.partition(".")[0]
+        beside = "." in name and all(part in roles for part in prefix.split("+"))
+        found.setdefault(prefix if beside else STUDENT, []).append(name)
+    return found
 
 
 def term_rows(arm: Arm) -> list[TermRow]:
     """The loss terms of an arm that has several: means over the last tenth of training, the share over all of it."""
     rows = []
-    for name in _terms(arm) if len(_terms(arm)) > 1 else ():
+    groups = learners(arm)
+    if sum(map(len, groups.values())) < 2:
+        return []
+    for name, alone in ((name, len(terms) == 1) for terms in groups.values() for name in terms):
         value, weighted, share = (arm.curve(f"{kind}/{name}") for kind in ("term", "weighted", "share"))
-        rows.append(TermRow(clean(name), _late(value), _late(weighted), float(share.y.mean()) if share else None))
+        rows.append(
+            TermRow(clean(name), _late(value), _late(weighted), float(share.y.mean()) if share else None, alone)
+        )
     return rows
 
 
@@ -86,18 +139,19 @@ def lines(key: str, title: str, found: Sequence[Line], unit: str, axis: str, cap
     return Chart(key, title, inline(figure, key, says), caption)
 
 
-def term_values(arm: Arm, axis: str) -> Chart | None:
-    """The value of every loss term of an arm, before its weight."""
-    named = [(name, arm.curve(f"term/{name}", axis=axis)) for name in _terms(arm)]
-    found = [Line(clean(n), Style(_colour(i)), c) for i, (n, c) in enumerate(named) if c is not None]
-    return lines("term-values", "Loss terms of the student", found, "", axis, "Values before their weights.")
+def term_values(arm: Arm, axis: str, learner: str, terms: Sequence[str]) -> Chart | None:
+    """The value of every loss term of a learner, before its weight."""
+    named = [(name, arm.curve(f"term/{name}", axis=axis)) for name in terms]
+    found = [Line(_own_name(n, learner), Style(_colour(i)), c) for i, (n, c) in enumerate(named) if c is not None]
+    title = f"Loss terms of {_called(learner)}"
+    return lines(f"values-{_place(arm, learner)}", title, found, "", axis, "Values before their weights.")
 
 
 @chart
-def term_shares(arm: Arm, axis: str) -> Chart | None:
-    """How the gradient's norm divides over the loss terms: stacked areas that add up to 100 %."""
-    named = [(name, arm.curve(f"share/{name}", axis=axis)) for name in _terms(arm)]
-    curves = {clean(n): thinned(c) for n, c in named if c is not None}
+def term_shares(arm: Arm, axis: str, learner: str, terms: Sequence[str]) -> Chart | None:
+    """How a learner's gradient divides over its loss terms: stacked areas that add up to 100 %."""
+    named = [(name, arm.curve(f"share/{name}", axis=axis)) for name in terms]
+    curves = {_own_name(n, learner): thinned(c) for n, c in named if c is not None}
     if not curves:
         return None
     x = max((c.x for c in curves.values()), key=len)
@@ -113,15 +167,22 @@ def term_shares(arm: Arm, axis: str) -> Chart | None:
     middles = [pixels(ax, 0, float(m))[1] for m in (tops[:, -1] + np.vstack([0 * tops[:1], tops[:-1]])[:, -1]) / 2]
     _end_labels(figure, ax, labels, [Style(_colour(i)) for i in range(len(labels))], middles)
     says = "Share of the gradient's norm, mean over training: " + ", ".join(labels)
-    caption = "How much each weighted term moves the student; the figures are means over training."
-    return Chart("term-shares", "Share of the gradient", inline(figure, "term-shares", says), caption)
+    caption = f"How much each weighted term moves {_called(learner)}; the figures are means over training."
+    key = f"shares-{_place(arm, learner)}"
+    return Chart(
+        key,
+        f"Share of the gradient{'' if learner == STUDENT else ' of ' + clean(learner)}",
+        inline(figure, key, says),
+        caption,
+    )
 
 
 def thinned(curve: Curve, most: int = POINTS) -> Curve:
     """A curve of at most ``most`` points: means over equal stretches; the first and last x stay."""
     if len(curve.x) <= most:
         return curve
-    pieces = np.array_split(np.arange(len(curve.x)), most)
+    each = math.ceil(len(curve.x) / most)
+    pieces = np.split(np.arange(len(curve.x)), range(each, len(curve.x), each))
     x = np.array([curve.x[p].mean() for p in pieces])
     x[0], x[-1] = curve.x[0], curve.x[-1]
     return Curve(x, np.array([curve.y[p].mean() for p in pieces]))
@@ -130,13 +191,35 @@ def thinned(curve: Curve, most: int = POINTS) -> Curve:
 def _losses(run: Run, axis: str) -> Chart | None:
     found = []
     for arm in run.arms:
-        key = next((k for k in arm.logged() if k in ("loss/student", "loss")), None)
-        key = key or next((k for k in arm.logged() if k.startswith("loss/")), None)
-        curve = arm.curve(key, axis=axis) if key else None
+        curve = _loss(arm, axis)
         if curve is not None:
             found.append(Line(arm.label, arm.style, curve))
     note = "Arms minimise different losses: compare the shapes, not the heights." if len(found) > 1 else ""
     return lines("curve-loss", "Training loss", found, "", axis, note)
+
+
+def _loss(arm: Arm, axis: str) -> Curve | None:
+    """The logged loss of the student, else the sum of its weighted terms."""
+    logged = next((c for k in ("loss/student", "loss") if (c := arm.curve(k, axis=axis)) is not None), None)
+    if logged is not None:
+        return logged
+    terms = [arm.curve(f"weighted/{n}", axis=axis) for n in learners(arm).get(STUDENT, ())]
+    known = [c for c in terms if c is not None]
+    same = bool(known) and all(np.array_equal(c.x, known[0].x) for c in known)
+    return Curve(known[0].x, np.sum([c.y for c in known], axis=0)) if same else None
+
+
+def _own_name(term: str, learner: str) -> str:
+    return clean(term if learner == STUDENT else term.removeprefix(f"{learner}."))
+
+
+def _called(learner: str) -> str:
+    return "the student" if learner == STUDENT else clean(learner)
+
+
+def _place(arm: Arm, learner: str) -> int:
+    """A number for an id: a learner's name may hold anything."""
+    return list(learners(arm)).index(learner)
 
 
 def _validations(run: Run, axis: str) -> list[Chart | None]:
@@ -149,7 +232,9 @@ def _validations(run: Run, axis: str) -> list[Chart | None]:
         return []
     curves = [(arm, arm.curve(metric.key, "val", axis)) for arm in run.arms]
     found = [Line(arm.label, arm.style, curve) for arm, curve in curves if curve is not None]
-    return [lines("curve-validation", f"{metric.label} on validation data", found, metric.unit, axis, _direction(metric))]
+    return [
+        lines("curve-validation", f"{metric.label} on validation data", found, metric.unit, axis, _direction(metric))
+    ]
 
 
 def _direction(metric: Metric) -> str:
@@ -159,11 +244,6 @@ def _direction(metric: Metric) -> str:
 def _axis(run: Run) -> str:
     logged = [arm for arm in run.arms if arm.log]
     return "epoch" if logged and all(arm.axis == "epoch" for arm in logged) else "step"
-
-
-def _terms(arm: Arm) -> list[str]:
-    kinds = ("term/", "share/", "weighted/")
-    return list(dict.fromkeys(k.split("/", 1)[1] for k in arm.logged() if k.startswith(kinds)))
 
 
 def _late(curve: Curve | None) -> float | None:
@@ -223,4 +303,3 @@ def _end_labels(figure: Figure, ax: Axes, labels: Sequence[str], worn: Sequence[
     for label, style, y in zip(labels, worn, apart(shown, 15, low, high), strict=True):
         weight = {"weight": "bold"} if style.colour == "student" else {}
         write(figure, ax.get_position().x1 * WIDTH + 8, y, label, style.colour, va="center_baseline", **weight)
-

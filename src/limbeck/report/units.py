@@ -25,8 +25,14 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A plain number with at most ``digits`` significant decimals: 0.0123, 1.23, 123, 12 345, 1.2e-07."""
+def number(value: float, digits: int = 3, *, zeros: bool = False) -> str:
+    """A plain number with at most ``digits`` significant decimals: 0.0123, 1.23, 123, 12 345, 1.2e-07.
+
+    Args:
+        value: a finite number.
+        digits: significant digits behind which decimals are cut.
+        zeros: keep the zeros that end the decimals.
+    """
     if value == 0:
         return "0"
     size = abs(value)
@@ -35,7 +41,7 @@ def number(value: float, digits: int = 3) -> str:
         return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
     magnitude = math.floor(math.log10(float(f"{size:.{digits - 1}e}")))
     text = f"{value:,.{max(0, digits - 1 - magnitude)}f}".replace(",", GAP)
-    return _trimmed(text).replace("-", MINUS)
+    return (text if zeros else _trimmed(text)).replace("-", MINUS)
 
 
 def percent(share: float) -> str:
@@ -50,9 +56,9 @@ def percent(share: float) -> str:
 
 def scaled(value: float, unit: str = "") -> str:
     """A large number with a decimal prefix: 12.4 k, 1.2 MB, 3.4 GFLOPs."""
-    for size, prefix in SI:
-        if abs(value) >= size * 0.9995:
-            return f"{number(value / size)}{GAP}{prefix}{unit}"
+    size, prefix = _prefix(value)
+    if prefix:
+        return f"{number(value / size)}{GAP}{prefix}{unit}"
     text = f"{value:.0f}" if float(value).is_integer() else number(value)
     return (f"{text}{GAP}{unit}" if unit else text).replace("-", MINUS)
 
@@ -60,12 +66,9 @@ def scaled(value: float, unit: str = "") -> str:
 def seconds(value: float) -> str:
     """A duration: 3.2 µs, 0.41 ms, 12.3 s, 2 min 5 s, 3 h 20 min."""
     size = abs(value)
-    if size < 5e-5:
-        return f"{number(value * 1e6)}{GAP}µs"
-    if size < 1:
-        return f"{number(value * 1e3, 3 if size >= 1e-3 else 2)}{GAP}ms"
     if size < 59.95:
-        return f"{number(value)}{GAP}s"
+        scale, unit = _short_time(size)
+        return f"{number(value * scale, 3 if size >= 1e-3 else 2, zeros=True)}{GAP}{unit}"
     whole = round(value)
     if whole < 3600:
         return f"{whole // 60}{GAP}min" + (f" {whole % 60}{GAP}s" if whole % 60 else "")
@@ -119,6 +122,36 @@ def difference(value: float, other: float, unit: str = "") -> str:
     return f"{sign}{number(abs(gap), 2)}"
 
 
+def _alike(value: float, width: float) -> str:
+    """A value and its spread to the same decimals, which are those that the spread leaves a meaning."""
+    if not 1e-6 < width < 1e9:
+        return f"{number(value)} ± {number(width, 2)}"
+    first = f"{width:.0e}"
+    decimals = max(0, -int(first.split("e")[1]) + (first[0] == "1"))
+    return f"{value:,.{decimals}f} ± {width:,.{decimals}f}".replace(",", GAP).replace("-", MINUS)
+
+
+def _prefix(value: float) -> tuple[float, str]:
+    return next(((size, prefix) for size, prefix in SI if abs(value) >= size * 0.9995), (1.0, ""))
+
+
+def _short_time(size: float) -> tuple[float, str]:
+    """The factor and the unit for a time below a minute."""
+    return (1e6, "µs") if size < 5e-5 else (1e3, "ms") if size < 1 else (1.0, "s")
+
+
+def _common(value: float, unit: str) -> tuple[float, str]:
+    """The factor and the suffix that a value and its spread are written with."""
+    if unit in ("ms", "s"):
+        own = 1e-3 if unit == "ms" else 1.0
+        scale, name = _short_time(abs(value) * own)
+        return own * scale, name
+    if unit in ("count", "bytes", "flops"):
+        size, prefix = _prefix(value)
+        return 1 / size, prefix + {"count": "", "bytes": "B", "flops": "FLOPs"}[unit]
+    return 1.0, unit
+
+
 def _trimmed(text: str) -> str:
     """A text without the zeros that end its decimals."""
     return re.sub(r"(\.\d*?)0+(?!\d)", lambda m: "" if m[1] == "." else m[1], text)
@@ -144,10 +177,10 @@ def spread(values: Sequence[float], unit: str = "") -> str:
         return quantity(centre, unit)
     if unit == "%":
         return f"{100 * centre:.1f} ± {100 * width:.1f}{GAP}%".replace("-", MINUS)
-    if unit in ("count", "bytes", "flops", "ms", "s"):
-        return quantity(centre, unit) if width == 0 else f"{quantity(centre, unit)} ± {quantity(width, unit)}"
-    suffix = f"{GAP}{unit}" if unit else ""
-    return f"{number(centre)} ± {number(width, 2)}{suffix}"
+    scale, suffix = _common(centre, unit)
+    if width == 0:
+        return quantity(centre, unit)
+    return f"{_alike(centre * scale, width * scale)}{GAP if suffix else ''}{suffix}"
 
 
 def wilson(share: float, samples: int, z: float = 1.96) -> tuple[float, float]:

@@ -104,7 +104,11 @@ def _condensed(run: Run, metric: Metric, value: float, whole: float | None) -> s
 
     def reached(share: float) -> str:
         kept = whole is not None and share < whole
-        return f"keep {units.percent(share / whole)} of their accuracy" if kept and whole else f"reach {units.percent(share)}"
+        return (
+            f"keep {units.percent(share / whole)} of their accuracy"
+            if kept and whole
+            else f"reach {units.percent(share)}"
+        )
 
     def images(arm: Arm | None) -> str:
         count = arm.value("images") if arm else None
@@ -128,7 +132,9 @@ def _gap_closed(run: Run) -> str:
     gap, closed = metric.gain(teacher, alone), metric.gain(student, alone)
     if gap <= 0 or not 0 < closed <= gap:
         return ""
-    whole = "the teacher" if run.teacher and run.teacher.label == "Teacher" else f"“{run.teacher and run.teacher.label}”"
+    whole = (
+        "the teacher" if run.teacher and run.teacher.label == "Teacher" else f"“{run.teacher and run.teacher.label}”"
+    )
     name = "training alone" if run.alone.key == "alone" else f"“{run.alone.label}”"
     what = "Condensation" if metric.key == "fresh_accuracy" else "Distillation"
     return f"{what} closes {100 * closed / gap:.0f}{units.GAP}% of the gap in {metric.name} between {name} and {whole}."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from limbeck.engine.method import Batch, Clock, Method, Term, Update
-from limbeck.losses import label_loss, soft_kl
+from limbeck.losses import label_loss, taught
 from limbeck.models.forward import forward
 from limbeck.registry import register
 
@@ -25,6 +25,7 @@ class KD(Method):
     """
 
     needs = {"teacher": {"logits"}}
+    truncated = True
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class KD(Method):
     def terms(self, batch: Batch) -> dict[str, Term]:
         """``{"ce", "kd"}``; samples without a label are taught by the teacher alone."""
         logits = forward(self.student, batch).logits
-        soft = soft_kl(logits, self.teacher(batch).logits, temperature=self.temperature, direction=self.direction)
+        soft = taught(logits, self.teacher(batch), temperature=self.temperature, direction=self.direction)
         return {
             "ce": label_loss(logits, batch, weight=self.ce_weight),
             "kd": Term.of(soft, weight=self.kd_weight),
