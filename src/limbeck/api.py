@@ -86,13 +86,19 @@ def distill(
     return run_recipe(found, runs=runs, quiet=quiet)
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, *, into: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
     """The model in a folder that a run delivered (``runs/.../student``), in evaluation mode.
 
+    Args:
+        folder: the model's.
+        into: a network to load the weights into, instead of building the one that the folder names.
+        trust_code: import the module that the folder names, where the model's class is not part of this library.
+
     Raises:
-        UserError: the folder holds no model of this library, or its weights are damaged.
+        UserError: the folder holds no model of this library, its weights are damaged, or it names code that is
+            neither part of this library nor trusted.
     """
-    return store.load(folder).module
+    return store.load(folder, into=into, trust_code=trust_code).module
 
 
 def _model_block(model: Any, role: str) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 """Default of a parameter that has none."""
 
 _LIVE: dict[tuple[str, str], Any] = {}
+_NAMED: set[str] = set()
 
 
 class UnknownNameError(LookupError):
@@ -172,9 +173,9 @@ def find(kind: str, name: str) -> Part:
         return _method(name.replace("-", "_"))
     if ":" in name:
         return _from_path(kind, name)
-    index = _index(kind)
-    if name in index:
-        return index[name]
+    built_in = _built_in(kind, name)
+    if built_in is not None:
+        return built_in
     for entry in _entry_points(kind):
         if entry.name == name:
             return _from_object(kind, name, entry.load())
@@ -237,9 +238,14 @@ def complete(kind: str, block: Block, offers: Mapping[str, Any] | None = None) -
     return Block(block.name, arguments)
 
 
+def named_paths() -> frozenset[str]:
+    """The dotted paths that this process has imported a part from; a file may name these again, and no others."""
+    return frozenset(_NAMED)
+
+
 def clear() -> None:
     """Forget what was read (tests and notebooks that add files while running)."""
-    for cached in (_index, _method_files, _method, _scan, _entry_points):
+    for cached in (_files, _text, _index, _built_in, _method_files, _method, _scan, _installed):
         cached.cache_clear()
 
 
@@ -251,11 +257,17 @@ def _default_name(kind: str, function: str, module: str) -> str:
     return module.rsplit(".", 1)[-1] if kind == "method" and module.startswith("limbeck.") else function
 
 
-def _files(kind: str) -> list[Path]:
+@functools.cache
+def _files(kind: str) -> tuple[Path, ...]:
     plural = PLURALS.get(kind, kind + "s")
     found = [*ROOT.glob(f"{plural}.py"), *ROOT.glob(f"*/{plural}.py")]
     found += [*ROOT.glob(f"{plural}/*.py"), *ROOT.glob(f"*/{plural}/*.py")]
-    return sorted(f for f in found if not f.name.startswith("_"))
+    return tuple(sorted(f for f in found if not f.name.startswith("_")))
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf8")
 
 
 def _module_of(path: Path) -> str:
@@ -288,15 +300,26 @@ def _index(kind: str) -> dict[str, Part]:
 
 
 @functools.cache
-def _entry_points(kind: str) -> tuple[Any, ...]:
+def _built_in(kind: str, name: str) -> Part | None:
+    """The part of that name. Only files that mention it are parsed: checking a recipe need not read every part."""
+    found = [p for path in _files(kind) if name in _text(path) for p in _scan(path, kind) if p.name == name]
+    return found[-1] if found else None
+
+
+@functools.cache
+def _installed() -> Any:
     from importlib.metadata import entry_points
 
-    return tuple(entry_points(group=f"limbeck.{kind}"))
+    return entry_points()
+
+
+def _entry_points(kind: str) -> tuple[Any, ...]:
+    return tuple(_installed().select(group=f"limbeck.{kind}"))
 
 
 @functools.cache
 def _scan(path: Path, kind: str) -> tuple[Part, ...]:
-    text = path.read_text(encoding="utf8")
+    text = _text(path)
     if "@register(" not in text:
         return ()
     found = []
@@ -398,6 +421,7 @@ def _from_path(kind: str, name: str) -> Part:
     except AttributeError as error:
         known = [n for n in vars(sys.modules[module_name]) if not n.startswith("_")]
         raise UnknownNameError(kind, attribute, known) from error
+    _NAMED.add(name)
     return _from_object(kind, name, target)
 
 

@@ -50,6 +50,7 @@ def test_k_means_takes_one_row_from_each_separate_cluster():
         assert (own - own.mean(0)).norm(dim=1).argmin() == row % 5
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @pytest.mark.parametrize("select", [herding, k_center, k_means])
 def test_no_row_twice_even_among_equal_rows(select):
     x = points(4).repeat_interleave(3, 0)

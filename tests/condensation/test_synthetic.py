@@ -85,7 +85,7 @@ def test_a_stored_set_is_built_again_without_data(data):
 
 
 def test_mistakes_are_told(data):
-    with pytest.raises(UserError, match="class 0 has 15 training images"):
+    with pytest.raises(UserError, match="16 images of each class are needed, but class 0 has 15"):
         make(data, per_class=16)
     with pytest.raises(UserError, match="at least 1"):
         make(data, per_class=0)

@@ -19,15 +19,11 @@ def start(sigma: float, count: int = 64) -> torch.Tensor:
     return sigma * torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=f64)
 
 
-def slope(solver, steps: list[int]) -> float:
-    """Order of the error of ``solver`` on the ring between noise 20 and 0.5, where the flow is smooth."""
+@pytest.fixture(scope="module")
+def reference() -> tuple[GaussianMixture, torch.Tensor, torch.Tensor]:
+    """The ring, points at noise 20 and where the flow takes them at noise 0.5 (there it is smooth)."""
     law, x = mixture.ring(8, 4.0, 0.3), start(20.0)
-    exact = samplers.flow(law.denoise, x, 20.0, 0.5, steps=600)
-    errors = [
-        float((solver(law.denoise, x, samplers.log_grid(n, 20.0, 0.5)).samples - exact).norm(dim=1).mean())
-        for n in steps
-    ]
-    return math.log(errors[0] / errors[-1]) / math.log(steps[-1] / steps[0])
+    return law, x, samplers.flow(law.denoise, x, 20.0, 0.5, steps=256)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +31,12 @@ def slope(solver, steps: list[int]) -> float:
     [(samplers.euler, 1), (samplers.heun, 2), (samplers.dpmpp_2m, 2), (samplers.rk4, 4)],
     ids=["euler", "heun", "dpmpp_2m", "rk4"],
 )
-def test_the_error_falls_with_the_order_of_the_solver(solver, order):
+def test_the_error_falls_with_the_order_of_the_solver(solver, order, reference):
+    law, x, exact = reference
     steps = [16, 32] if order == 4 else [64, 128]
-    assert slope(solver, steps) == pytest.approx(order, abs=0.3)
+    ends = [solver(law.denoise, x, samplers.log_grid(n, 20.0, 0.5)).samples for n in steps]
+    errors = [float((end - exact).norm(dim=1).mean()) for end in ends]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
@@ -46,9 +45,9 @@ def test_one_gaussian_is_solved_to_its_closed_form(name):
         torch.ones(1, dtype=f64), torch.tensor([[1.0, -2.0]], dtype=f64), torch.tensor([[0.25, 4.0]], dtype=f64)
     )
     x = start(40.0)
-    grid = samplers.karras_grid(600, 0.01, 40.0)[:-1]
+    grid = samplers.karras_grid(250, 0.01, 40.0)[:-1]
     solved = samplers.SOLVERS[name](law.denoise, x, grid).samples
-    torch.testing.assert_close(solved, law.flow(x, 40.0, 0.01), rtol=0.03, atol=0.03)
+    torch.testing.assert_close(solved, law.flow(x, 40.0, 0.01), rtol=0.05, atol=0.05)
 
 
 def test_sampling_the_exact_score_gives_the_law():

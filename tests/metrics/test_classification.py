@@ -53,7 +53,7 @@ def test_a_test_split_without_any_label_is_refused(judge: Any) -> None:
 
 
 def test_agreement_needs_no_labels(judge: Any) -> None:
-    logits, labels = made()
+    logits = made()[0]
     scores = evaluate(judge(logits, None, logits), ["agreement"])
     assert scores.values == {"agreement": 1.0, "teacher_kl": 0.0} and not scores.details
 

@@ -28,7 +28,7 @@ class Net(nn.Module):
         self.sizes: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        assert not self.training and torch.is_inference_mode_enabled() != torch.is_grad_enabled() or len(x) == 1
+        assert not self.training and not torch.is_grad_enabled(), "a cost is measured as the model is used"
         self.sizes.append(len(x))
         return self.head(F.relu(self.norm(self.conv(x))).flatten(1))
 
@@ -201,6 +201,7 @@ def test_measuring_nothing_is_refused(rows: Any, wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_time_on_a_gpu_includes_the_work_of_the_gpu() -> None:
     device = torch.device("cuda")
     x = torch.randn(4096, 4096, device=device)

@@ -12,8 +12,6 @@ from limbeck.data.base import DataSpec, Source
 from limbeck.engine.noise import normal, uniform
 from limbeck.errors import UserError
 
-Init = Literal["noise", "real", "mean"]
-
 
 class SyntheticImages(nn.Module):
     """The student of data-set condensation: ``per_class`` images for each of ``classes`` classes.
@@ -84,10 +82,23 @@ class SyntheticImages(nn.Module):
         self.images.copy_(images)
 
 
+def image_set(student: nn.Module) -> SyntheticImages:
+    """The student as a set of images.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(student, SyntheticImages):
+        name = type(student).__name__
+        raise UserError(f"condensation learns images: the student must be a set like synthetic_images, not {name}")
+    return student
+
+
 class RealImages:
     """A labelled source in memory, for methods that draw their own batches class by class.
 
-    It holds the whole source as one tensor, so it is for data that fits. Unlabelled rows (-100) are left out.
+    It holds the whole source as one tensor, so it is for data that fits, and shows each image as its first view (give
+    the data no augmentation of its own). Unlabelled rows (-100) are left out.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: int) -> None:
@@ -116,10 +127,9 @@ class RealImages:
         Raises:
             UserError: there is no such stream, or it has no labels.
         """
-        source = streams.get("labelled") or (next(iter(streams.values())) if len(streams) == 1 else None)
-        if source is None:
+        if len(streams) != 1 and "labelled" not in streams:
             raise UserError("condensation needs labelled training data: one stream, or one of several named 'labelled'")
-        return cls.of(source, classes)
+        return cls.of(streams.get("labelled", next(iter(streams.values()))), classes)
 
     def to(self, device: torch.device) -> RealImages:
         """Move the images and labels, in place."""
@@ -157,20 +167,20 @@ class RealImages:
         """
         for label, count in enumerate(self.counts):
             if count < per_class:
-                raise UserError(f"per_class is {per_class}, but class {label} has {count} training images")
+                raise UserError(
+                    f"{per_class} images of each class are needed, but class {label} has {count} to train on"
+                )
 
 
-def first_images(real: RealImages, per_class: int, init: Init, seed: int) -> Tensor:
+def first_images(real: RealImages, per_class: int, init: Literal["real", "mean"], seed: int) -> Tensor:
     """Initial images [classes * per_class, ...], sorted by class.
 
-    ``noise`` is standard normal; ``real`` are random real images; ``mean`` deals each class at random into
-    ``per_class`` shares and averages each (so images of a class differ, and one image is the class mean).
+    ``real`` are random real images; ``mean`` deals each class at random into ``per_class`` shares and averages each
+    (so images of a class differ, and one image is the class mean).
 
     Raises:
         UserError: a class has fewer real images than are asked for.
     """
-    if init == "noise":
-        return noise_images(real.classes * per_class, tuple(real.images.shape[1:]), seed)
     real.require(per_class)
     if init == "real":
         return real.draw(per_class, (seed, "first images"))[0]

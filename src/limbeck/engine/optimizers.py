@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from limbeck.registry import register
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:
-    return all(p.device.type in ("cuda", "cpu") and torch.is_floating_point(p) for p in parameters)
+    """One kernel for all parameters where there is one; sharded parameters have none for every optimizer."""
+    plain = not any(isinstance(p, DTensor) for p in parameters)
+    return plain and all(p.device.type in ("cuda", "cpu") and torch.is_floating_point(p) for p in parameters)
 
 
 @register("optimizer")

@@ -2,6 +2,9 @@
 
 A transformers model is stored in its own layout (``save_pretrained``), so it loads without this library; ``limbeck.json``
 then only adds what limbeck knows about it.
+
+Reading a model runs no code that the folder names: a model of someone's own class is built when this process named it
+itself, when the caller trusts it, or around a network that the caller built.
 """
 
 from __future__ import annotations
@@ -16,13 +19,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from limbeck import registry
 from limbeck.engine.checkpoint import atomic, tensor_hash, write_json
 from limbeck.errors import UserError
+from limbeck.recipe.blocks import Checker
+from limbeck.recipe.environment import Environment
+from limbeck.recipe.mistakes import Mistake
+from limbeck.recipe.source import Where, from_plain
 from limbeck.registry import Block, build, nearest
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "limbeck.json"
+LAYOUTS = ("limbeck", "transformers")
+_FIELDS = {"model": dict, "layout": str, "gives": list, "hash": str, "about": dict}
+"""What every card holds, and of which type."""
 
 
 @dataclass
@@ -67,7 +78,7 @@ def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     card = {
         "format": FORMAT,
         "layout": "transformers" if is_transformers(module) else "limbeck",
-        "model": _plain(stored.block),
+        "model": _plain(stored.block, without=("path",) if is_transformers(module) else ()),
         "gives": sorted(stored.gives),
         "hash": tensor_hash(module.state_dict()),
         "spec": stored.spec,
@@ -76,40 +87,105 @@ def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     write_json(folder / CARD, card)
 
 
-def load(folder: str | Path) -> Stored:
+def load(folder: str | Path, *, into: nn.Module | None = None, trust_code: bool = False) -> Stored:
     """Read a model that :func:`save` wrote.
 
+    Args:
+        folder: the model's.
+        into: a network to load the weights into, instead of building the one that the folder names.
+        trust_code: import the module that the folder names, where the model's class is not part of this library.
+
     Raises:
-        UserError: the folder holds no such model, or its weights are damaged or do not fit.
+        UserError: the folder holds no such model, its weights are damaged or do not fit, or it names code that is
+            neither part of this library nor trusted.
     """
     folder = Path(folder)
     card = read_card(folder)
-    block = Block(card["model"]["name"], {k: v for k, v in card["model"].items() if k != "name"})
-    if card["layout"] == "transformers":
-        module = build("model", Block("transformers", {"path": folder, "task": card["about"].get("task", "auto")}))
+    tree = card["model"]
+    if into is not None:
+        block, module = Block(tree["name"], {k: v for k, v in tree.items() if k != "name"}), into
+        load_weights(module, folder / WEIGHTS)
+    elif card["layout"] == "transformers":
+        block = Block(tree["name"], {k: v for k, v in tree.items() if k != "name"})
+        module = build("model", Block("transformers", _transformers_arguments(folder, card)))
     else:
+        block = _block(folder, tree, trust_code)
         module = build("model", block)
         load_weights(module, folder / WEIGHTS)
     if tensor_hash(module.state_dict()) != card["hash"]:
         raise UserError(f"the weights in {folder} are not those that {CARD} describes: they were changed or damaged")
-    return Stored(module.eval(), block, frozenset(card["gives"]), card["spec"], card["about"])
+    return Stored(module.eval(), block, frozenset(card["gives"]), card.get("spec"), card["about"])
+
+
+def _transformers_arguments(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """As it was saved: the stored dtype, and the attention that it was trained with (no config keeps that)."""
+    attention = card["model"].get("attention")
+    kept = {"attention": attention} if attention in ("sdpa", "eager") else {}
+    return {"path": folder, "task": card["about"].get("task", "auto"), "dtype": "auto", **kept}
+
+
+def _block(folder: Path, tree: Mapping[str, Any], trust_code: bool) -> Block:
+    """The block that a card spells, checked as a recipe's would be; its file may not read the environment."""
+    foreign = [name for name in _names(tree) if ":" in name and name not in registry.named_paths()]
+    if foreign and not trust_code:
+        raise UserError(
+            f"the model in {folder} is of the class {foreign[0]}, which is not part of limbeck, and no file makes "
+            f"limbeck run code: load it with trust_code=True, or into=<that network, built by you>"
+        )
+    mistakes: list[Mistake] = []
+    check = Checker(folder, Environment({}), mistakes)
+    block = check.block("model", from_plain(dict(tree), Where(str(folder / CARD)), mistakes), ("model",))
+    if not check.mistakes:
+        return block
+    if not any(_exists(name) for name in _names(tree)):
+        raise UserError(
+            f"the model in {folder} was made of a live network ('{tree['name']}'), which this process does not have: "
+            f"build the same network and load its weights with into="
+        )
+    raise UserError(str(check.mistakes[0]))
+
+
+def _names(tree: Any) -> list[str]:
+    """Every ``name`` in a card's model block, its own first."""
+    if isinstance(tree, Mapping):
+        own = [tree["name"]] if isinstance(tree.get("name"), str) else []
+        return own + [name for k, v in tree.items() if k != "name" for name in _names(v)]
+    return [name for v in tree for name in _names(v)] if isinstance(tree, list) else []
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(registry.find("model", name))
+    except LookupError:
+        return False
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The ``limbeck.json`` of a model folder.
 
     Raises:
-        UserError: it is missing, unreadable or of a newer format.
+        UserError: it is missing, unreadable, incomplete or of a newer format.
     """
     path = folder / CARD
     try:
         card = json.loads(path.read_text(encoding="utf8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no model of this library: there is no {CARD} in it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise UserError(f"{path} is of format {card.get('format')!r}; this version reads format {FORMAT}")
+        found = card.get("format") if isinstance(card, dict) else None
+        raise UserError(f"{path} is of format {found!r}; this version reads format {FORMAT}")
+    wrong = [k for k, kind in _FIELDS.items() if not isinstance(card.get(k), kind)]
+    if wrong or card["layout"] not in LAYOUTS or not isinstance(card["model"].get("name"), str):
+        raise UserError(f"{path} is not what this library writes: look at {(wrong or ['layout', 'model.name'])[0]}")
+    return card
+
+
+def update_card(folder: Path, **fields: Any) -> dict[str, Any]:
+    """Change fields of a model's ``limbeck.json``; returns the new content."""
+    card = {**read_card(folder), **fields}
+    write_json(folder / CARD, card)
     return card
 
 
@@ -154,10 +230,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _plain(block: Block) -> dict[str, Any]:
+def _plain(block: Block, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """The block for JSON: arguments that are no plain values (the built data, say) are left out."""
     tree = block.tree()
-    return {k: v for k, v in tree.items() if _is_plain(v)}
+    return {k: v for k, v in tree.items() if _is_plain(v) and k not in without}
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, dataclass_transform, get_args, get_origin
 
 from limbeck.recipe.source import Node
 from limbeck.registry import Block, Kind
@@ -22,21 +21,24 @@ class Tree(dict[str, Any]):
     """A map that is checked later, when it is laid on another (the overrides of an arm, a partial ``train``)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fields:
-    """Base of the recipe's own maps: fixed keys, each with a type, a default and a description (see :func:`key`)."""
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """(key, message) of what is wrong across fields."""
-        return iter(())
-
-
 def key(default: Any = MISSING, says: str = "", *, name: str | None = None) -> Any:
     """A key of a :class:`Fields` map: its default (none: it must be given), what it means, its name if not Python's."""
     metadata = {"says": says, "name": name}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(key,))
+class Fields:
+    """Base of the recipe's own maps, frozen dataclasses: fixed keys with a type, a default and a description each."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what is wrong across fields."""
+        return iter(())
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,20 @@ class FieldSpec:
     description: str
 
 
-@functools.cache
 def keys_of(model: type[Fields]) -> dict[str, FieldSpec]:
     """The keys of a map, with type, default and description."""
+    if model not in _KEYS:
+        _KEYS[model] = _read_keys(model)
+    return _KEYS[model]
+
+
+_KEYS: dict[type[Fields], dict[str, FieldSpec]] = {}
+
+
+def _read_keys(model: type[Fields]) -> dict[str, FieldSpec]:
     hints = typing.get_type_hints(model, include_extras=True)
     specs = {}
-    for f in fields(model):
+    for f in fields(model):  # type: ignore[arg-type]
         required = f.default is MISSING and f.default_factory is MISSING
         default = None if required else f.default if f.default_factory is MISSING else f.default_factory()
         spec = FieldSpec(f.name, hints[f.name], default, required, f.metadata["says"])

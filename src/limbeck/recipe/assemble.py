@@ -236,22 +236,16 @@ def _teacher_train(train: Node, node: Node, check: Checker, trail: Trail) -> Non
 # ------------------------------------------------------------------------------------------- what a method asks for
 
 
-def _part(kind: str, name: object) -> Part | None:
+def _named_part(kind: str, node: Node | None, check: Checker) -> Part | None:
+    named = node.get("name") if node is not None and node.is_map else node
     try:
-        return find(kind, name) if isinstance(name, str) else None
+        return check.lookup(kind, named.value) if named and isinstance(named.value, str) else None
     except Exception:  # noted where the block itself was read
         return None
 
 
-def _named_part(kind: str, node: Node | None) -> Part | None:
-    if node is None:
-        return None
-    named = node.get("name") if node.is_map else node
-    return _part(kind, named.value) if named else None
-
-
 def _check_needs(root: Node, teachers: Mapping[str, tuple[Trail, Node]], check: Checker) -> None:
-    part = _named_part("method", root.get("method"))
+    part = _named_part("method", root.get("method"), check)
     if part is None:
         return
     node = root.value["method"]
@@ -273,7 +267,7 @@ def _check_needs(root: Node, teachers: Mapping[str, tuple[Trail, Node]], check: 
 
 def _check_gives(method: str, signals: set[str], place: tuple[Trail, Node], check: Checker) -> None:
     trail, node = place
-    part = _named_part("model", node)
+    part = _named_part("model", node, check)
     if part is None or part.name == AUTO or (":" in part.name and "gives" not in part.facts):
         return
     gives = set(part.facts.get("gives", {"logits"}))
@@ -359,8 +353,7 @@ def control_arms(controls: Any, method: Block | None) -> dict[str, Any]:
         return dict(controls)
     if controls is not True or method is None:
         return {}
-    part = _part("method", method.name)
-    return dict(part.facts.get("controls", DEFAULT_CONTROLS)) if part else dict(DEFAULT_CONTROLS)
+    return dict(find("method", method.name).facts.get("controls", DEFAULT_CONTROLS))
 
 
 def _check_variants(root: Node, check: Checker, made: Assembly, extra: Node | None) -> None:

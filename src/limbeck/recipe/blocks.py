@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Self, TypeVar, Union, get_args, get_origin
 
 from limbeck.recipe.annotations import Fields, FieldSpec, as_plain, describe, keys_of, show, takes_none
 from limbeck.recipe.mistakes import did_you_mean
@@ -51,8 +51,22 @@ class Extra:
     found: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
 class Checker(Values):
     """Checks values, and blocks against their parts."""
+
+    found: dict[tuple[str, str], Part] = field(default_factory=dict, repr=False)
+    """Parts that were looked up, shared by the variants of one recipe."""
+
+    def trial(self) -> Self:
+        """A collector of its own for a variant of the recipe, see :meth:`absorb`."""
+        return type(self)(self.folder, self.environment, found=self.found)
+
+    def lookup(self, kind: str, name: str) -> Part:
+        """As :func:`limbeck.registry.find`, once for each name."""
+        if (kind, name) not in self.found:
+            self.found[kind, name] = find(kind, name)
+        return self.found[kind, name]
 
     def block(self, kind: str, node: Node, trail: Trail, extra: Extra | None = None) -> Any:
         """The :class:`Block` that a node spells, or BAD. A plain word is a block without arguments.
@@ -68,7 +82,7 @@ class Checker(Values):
             node = Node({"name": node}, node.where)
         if not node.is_map:
             return self.wrong(node, trail, f"must be a {kind} block ({{name: ...}}), not {show(node)}")
-        if node.where is DEFAULT and not _exists(kind, node.value["name"].value):
+        if node.where is DEFAULT and not self._exists(kind, node.value["name"].value):
             return Block(node.value["name"].value, {k: v for k, v in node.plain().items() if k != "name"})
         name = self._name(kind, node, trail, extra)
         if name is BAD:
@@ -95,7 +109,7 @@ class Checker(Values):
     def part(self, kind: str, name: str, node: Node, trail: Trail) -> Any:
         """The registered part of a name, or BAD. A dotted path is imported; what goes wrong there is a mistake too."""
         try:
-            return find(kind, name)
+            return self.lookup(kind, name)
         except UnknownNameError as error:
             message, _, hint = str(error).partition("; ")
             return self.wrong(node, trail, message, hint or _offer(kind))
@@ -103,6 +117,12 @@ class Checker(Values):
             return self.wrong(node, trail, str(error))
         except Exception as error:  # anything can go wrong while a user's module is imported
             return self.wrong(node, trail, f"cannot import {kind} '{name}': {type(error).__name__}: {error}")
+
+    def _exists(self, kind: str, name: str) -> bool:
+        try:
+            return bool(self.lookup(kind, name))
+        except LookupError:
+            return False
 
     def _name(self, kind: str, node: Node, trail: Trail, extra: Extra) -> Any:
         named = node.get("name")
@@ -176,13 +196,6 @@ class Checker(Values):
         value = self.recorded(extra.specs[key].annotation, node, trail)
         if value is not BAD:
             extra.found[key] = value
-
-
-def _exists(kind: str, name: str) -> bool:
-    try:
-        return bool(find(kind, name))
-    except LookupError:
-        return False
 
 
 def _offer(kind: str) -> str:

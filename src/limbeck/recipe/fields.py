@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,6 @@ DEFAULT_SCHEDULE = Block("cosine")
 SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[kKMGT]?i?)B")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Paper(Fields):
     """The paper that a recipe reproduces."""
 
@@ -39,7 +37,6 @@ class Paper(Fields):
     venue: str | None = key(None, "journal or conference")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Best(Fields):
     """Which validated value is the best."""
 
@@ -47,14 +44,12 @@ class Best(Fields):
     mode: Mode = key("max", "whether larger or smaller is better")
 
 
-@dataclass(frozen=True, kw_only=True)
 class EarlyStop(Best):
     """When to stop before the end."""
 
     patience: PositiveInt = key(3, "validations without a better value before stopping")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LearnerTrain(Fields):
     """How one learner trains, where it differs from the run's ``train``."""
 
@@ -69,7 +64,6 @@ class LearnerTrain(Fields):
             object.__setattr__(self, "ema", [self.ema])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(Fields):
     """How a run trains. Exactly one of epochs and steps counts its length."""
 
@@ -119,7 +113,6 @@ class Train(Fields):
         return self.ema if isinstance(self.ema, list) else [self.ema]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cache(Fields):
     """Teacher outputs stored once and read in training."""
 
@@ -135,14 +128,11 @@ class Cache(Fields):
             yield "budget", f"must be a size such as 500MB or 2GB, not {self.budget!r}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Claim(Fields):
     """What a recipe claims, and how it is tested."""
 
     says: str = key(says="the claim in a sentence")
-    arms: dict[str, Tree] = key(
-        {"student": Tree()}, description="by name, the overrides of the recipe that make an arm"
-    )
+    arms: dict[str, Tree] = key({"student": Tree()}, "by name, the overrides of the recipe that make an arm")
     seeds: PositiveInt | list[Natural] = key(3, "how many seeds, or which")
     expect: list[str] = key(says="inequalities such as accuracy.student > accuracy.alone + 0.01")
     because: str | None = key(None, "why the claim does not hold, where that is known")
@@ -165,7 +155,6 @@ class Claim(Fields):
         return [parse_expectation(text) for text in self.expect]
 
 
-@dataclass(frozen=True, kw_only=True)
 class PhaseFields(Fields):
     """One phase of a run: what it changes in the recipe, and who trains."""
 
@@ -174,11 +163,10 @@ class PhaseFields(Fields):
     data: Tree | str | None = key(None, "the data of this phase, or what changes in the run's")
     train: Tree | None = key(None, "what changes in the run's train")
     learners: list[str] | None = key(None, "roles that train; by default all of the method's")
-    parameters: list[str] | None = key(None, description="patterns of the student's parameters that train; default all")
-    start: str | None = key(None, alias="from", description="an earlier phase, or a path, whose weights it starts from")
+    parameters: list[str] | None = key(None, "patterns of the student's parameters that train; default all")
+    start: str | None = key(None, name="from", says="an earlier phase, or a path, whose weights it starts from")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Top(Fields):
     """The keys of a recipe. Those that are ``Any`` here are blocks with keys of their own (see ``recipe_schema``)."""
 
@@ -204,7 +192,6 @@ class Top(Fields):
     licence: str | None = key(None, "licence of what the run delivers")
 
 
-@dataclass(frozen=True, kw_only=True)
 class TeacherKeys(Fields):
     """What a teacher's block holds beside its model's arguments."""
 
@@ -215,7 +202,6 @@ class TeacherKeys(Fields):
     licence: str | None = key(None, "carried to the student's card")
 
 
-@dataclass(frozen=True, kw_only=True)
 class StudentKeys(Fields):
     """What a student's block holds beside its model's arguments."""
 
@@ -223,7 +209,6 @@ class StudentKeys(Fields):
     freeze: list[str] = key([], "patterns of parameters that do not train")
 
 
-@dataclass(frozen=True, kw_only=True)
 class StreamKeys(Fields):
     """What a named stream's block holds beside its data's arguments."""
 

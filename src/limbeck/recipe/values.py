@@ -203,8 +203,17 @@ class Values:
         before = len(self.rows)
         value = self.value(annotation, node, trail)
         if value is not BAD and len(self.rows) == before:
-            self.row(trail, node.plain(), node.where)
+            self.row(trail, self._given(node, trail), node.where)
         return value
+
+    def _given(self, node: Node, trail: Trail) -> Any:
+        """A node as plain values, without what null removes."""
+        if node.is_map:
+            kept = {k: v for k, v in node.value.items() if v.value is not None or (*trail, k) not in self.dropped}
+            return {k: self._given(v, (*trail, k)) for k, v in kept.items()}
+        if node.is_list:
+            return [self._given(v, (*trail, i)) for i, v in enumerate(node.value)]
+        return node.value
 
     def construct(self, model: type[Fields], values: Mapping[str, Any], node: Node, trail: Trail) -> Any:
         """The map made of checked values, or BAD when they do not go together."""

@@ -121,10 +121,10 @@ def _draw_row(ax: Axes, i: int, row: Row, mean: float) -> None:
 def _row_labels(figure: Figure, ax: Axes, rows: Sequence[Row], texts: Sequence[str]) -> None:
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         y = pixels(ax, 0, i)[1]
-        weight = {"weight": "bold"} if row.style.colour == "student" else {}
+        bold = row.style.colour == "student"
         label = shorten(row.label, LABELS / 1.06, TEXT)
-        write(figure, 0, y, label, row.style.colour, size=TEXT, va="center_baseline", **weight)
-        write(figure, WIDTH, y, text, "ink", size=TEXT, ha="right", va="center_baseline", **weight)
+        write(figure, 0, y, label, row.style.colour, size=TEXT, va="center_baseline", bold=bold)
+        write(figure, WIDTH, y, text, "ink", size=TEXT, ha="right", va="center_baseline", bold=bold)
 
 
 def _tradeoff_axes(spots: Sequence[Spot], cost: Metric, quality: Metric) -> tuple[Figure, Axes, str]:
@@ -150,7 +150,7 @@ def _tradeoff_axes(spots: Sequence[Spot], cost: Metric, quality: Metric) -> tupl
 
 
 def log_ticks(low: float, high: float, most: int = 4) -> list[float]:
-    """Round values in [low, high] for a logarithmic axis, about evenly far apart, at most ``most`` if there are some."""
+    """Round values in [low, high] for a logarithmic axis, evenly far apart, at most ``most`` if some are."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
     for subs, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 5)):
@@ -184,8 +184,8 @@ def _name_spots(figure: Figure, ax: Axes, spots: Sequence[Spot], best: Sequence[
         label = shorten(s.label, 150, TEXT)
         box = min(_around(x, y, width_of(label, TEXT)), key=lambda b: _cost_of(b, taken, frame))
         taken.append(box)
-        weight = {"weight": "bold"} if s.style.colour == "student" else {}
-        write(figure, box[0], (box[1] + box[3]) / 2, label, s.style.colour, size=TEXT, va="center_baseline", **weight)
+        bold = s.style.colour == "student"
+        write(figure, box[0], (box[1] + box[3]) / 2, label, s.style.colour, size=TEXT, va="center_baseline", bold=bold)
 
 
 def _around(x: float, y: float, width: float) -> list[Box]:

@@ -221,7 +221,7 @@ def _class_names(figure: Figure, ax: Axes, names: Sequence[str], cell: float, up
         x, y = pixels(ax, i + 0.5, i + 0.5)
         left, bottom = pixels(ax, 0, len(names))
         write(figure, left - 6, y, text, "ink", size=size, ha="right", va="center_baseline")
-        turned = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center_baseline"}
+        turned: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center_baseline"}
         level = {"ha": "center", "va": "top"}
         write(figure, x, bottom - 6, text, "ink", size=size, **(turned if upright else level))
 
@@ -262,8 +262,8 @@ def _change_bars(figure: Figure, ax: Axes, values: Sequence[float], texts: Seque
         colour = "good" if value > 0 else "bad" if value < 0 else "muted"
         ax.barh(row, value, height=0.62, color=sentinel(colour), alpha=0.75, linewidth=0)
         x, y = pixels(ax, value, row)
-        side = {"ha": "left"} if value >= 0 else {"ha": "right"}
-        write(figure, x + (5 if value >= 0 else -5), y, text, colour, va="center_baseline", **side)
+        side = "left" if value >= 0 else "right"
+        write(figure, x + (5 if value >= 0 else -5), y, text, colour, va="center_baseline", ha=side)
     ax.axvline(0, color=sentinel("muted"), linewidth=1)
 
 

@@ -94,7 +94,8 @@ def headline(ranked: Sequence[Entry], main: Metric | None) -> str:
         other = units.spread(second.of(main), main.unit)
         return f"{names[0]} and {names[1]} are level in {main.name} ({shown} and {other}){_ceiling(ranked, main)}."
     by = units.difference(abs(lead), 0.0, main.unit).lstrip("+")
-    return f"{names[0]} leads with {_article(main)}{main.name} of {shown}, {by} ahead of {names[1]}{_ceiling(ranked, main)}."
+    leads = f"{names[0]} leads with {_article(main)}{main.name} of {shown}"
+    return f"{leads}, {by} ahead of {names[1]}{_ceiling(ranked, main)}."
 
 
 def paired(first: Entry, second: Entry, metric: Metric) -> tuple[float, bool]:
@@ -189,7 +190,7 @@ def _strips(ranked: Sequence[Entry], main: Metric | None, metrics: Sequence[Metr
 def _tradeoffs(ranked: Sequence[Entry], main: Metric | None, overrides: Mapping[str, object]) -> list[Chart]:
     if main is None:
         return []
-    found = []
+    found: list[Chart | None] = []
     for cost in (info(key, overrides) for key in COSTS):
         spots = [_spot(e, cost, main) for e in ranked]
         known = [s for s in spots if s is not None and s.x > 0]

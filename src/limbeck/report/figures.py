@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
@@ -98,9 +98,12 @@ def axes(figure: Figure, *, left: float, right: float, top: float, bottom: float
 
 
 def write(
-    place: Axes | Figure, x: float, y: float, text: str, colour: str = "ink", *, size: float = SMALL, **options: Any
-) -> Text:
+    place: Axes | Figure, x: float, y: float, text: str, colour: str = "ink", *, size: float = SMALL,
+    bold: bool = False, **options: Any,
+) -> Text:  # fmt: skip
     """Text at (x, y) pixels from the lower left corner of a figure, or at data coordinates of axes."""
+    if bold:
+        options["weight"] = "bold"
     if isinstance(place, Figure):
         width, height = place.get_size_inches() * 72
         return place.text(x / width, y / height, text, color=sentinel(colour), fontsize=size, **options)
@@ -175,9 +178,7 @@ def _house_style() -> Iterator[None]:
 
 
 def _font() -> FT2Font:
-    from matplotlib.font_manager import get_font
-
-    return get_font(fontManager.findfont(FontProperties(family="DejaVu Sans")))  # type: ignore[arg-type]
+    return get_font(fontManager.findfont(FontProperties(family="DejaVu Sans")))
 
 
 def _rising(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From facts to one HTML file that holds all it needs: every text escaped, nothing fetched, nothing but its own script run."""
+"""From facts to one HTML file that holds all it needs: texts escaped, nothing fetched, no script but its own."""
 
 from __future__ import annotations
 

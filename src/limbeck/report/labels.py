@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck import registry
 
@@ -45,8 +45,8 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """The noun, or the label with a small first letter."""
-        return self.noun or self.label[:1].lower() + self.label[1:]
+        """The noun, or the label with a small first letter (unless that is part of an abbreviation)."""
+        return self.noun or (self.label[:1].lower() + self.label[1:] if self.label[1:2].islower() else self.label)
 
     def gain(self, value: float, other: float) -> float:
         """How much better ``value`` is than ``other``, in the value's unit; positive is better."""
@@ -152,11 +152,11 @@ def _registered() -> dict[str, Metric]:
     return {k: replace(m, label=OWN[k].label) if k in OWN and said.count(m.label) > 1 else m for k, m in known.items()}
 
 
-def _joined(key: str, facts: Mapping[str, Mapping[str, object]]) -> Metric:
-    label, unit = facts.get("labels", {}).get(key, ("", ""))  # type: ignore[misc]
+def _joined(key: str, facts: Mapping[str, Any]) -> Metric:
+    label, unit = facts.get("labels", {}).get(key, ("", ""))
     own = OWN.get(key, Metric(key, _words(key)))
     better = facts.get("better", {}).get(key, own.better)
-    return replace(own, label=label or own.label, unit=own.unit or unit, better=better)  # type: ignore[arg-type]
+    return replace(own, label=label or own.label, unit=own.unit or unit, better=better)
 
 
 def _words(key: str) -> str:

@@ -174,7 +174,7 @@ def points(value: object, width: int | None = None) -> Floats | None:
 
 
 def per_arm(run: Run, key: str) -> dict[str, Any]:
-    """What the arms' details hold under ``key``, by arm; an arm may also hold it for others (``{"teacher": [...]}``)."""
+    """What the arms' details hold under ``key``, by arm; one may hold it for others (``{"teacher": [...]}``)."""
     found: dict[str, Any] = {}
     for arm in run.arms:
         value = arm.details.get(key)

@@ -194,7 +194,7 @@ def _picture(item: Any, names: list[str], i: int, who: str) -> Picture | None:
     if pixels is None:
         return None
     buffer = io.BytesIO()
-    imsave(buffer, pixels, format="png", metadata={"Software": None})
+    imsave(buffer, pixels, format="png", metadata={"Software": None})  # type: ignore[dict-item]
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return Picture(
         source, pixels.shape[1], pixels.shape[0], label, f"{who}, image {i + 1}{': ' if label else ''}{label}"

@@ -94,7 +94,7 @@ def position_charts(run: Run) -> list[Chart]:
 
 
 def learners(arm: Arm) -> dict[str, list[str]]:
-    """The loss terms of an arm by who learns from them; a term ``role.name`` belongs to a learner beside the student."""
+    """The loss terms of an arm by who learns from them; ``role.name`` is of a learner beside the student."""
     kinds = ("term/", "share/", "weighted/")
     roles = {k.split("/", 1)[1] for k in arm.logged() if k.startswith(("lr/", "loss/"))}
     found: dict[str, list[str]] = {}
@@ -129,8 +129,8 @@ def lines(key: str, title: str, found: Sequence[Line], unit: str, axis: str, cap
     figure, ax = _over_training([line.curve for line in thin], max(map(width_of, labels)), unit, axis)
     for line in thin:
         width = 2.2 if line.style.colour == "student" else 1.6
-        ax.plot(line.curve.x, line.curve.y, color=sentinel(line.style.colour), linewidth=width, linestyle=line.style.line,
-                solid_capstyle="round", solid_joinstyle="round", clip_on=False)  # fmt: skip
+        look = {"color": sentinel(line.style.colour), "linewidth": width, "linestyle": line.style.line}
+        ax.plot(line.curve.x, line.curve.y, **look, solid_capstyle="round", solid_joinstyle="round", clip_on=False)  # type: ignore[arg-type]
     ends = [pixels(ax, float(line.curve.x[-1]), float(line.curve.y[-1]))[1] for line in thin]
     _end_labels(figure, ax, labels, [line.style for line in thin], ends)
     says = f"{title}. At the end: " + ", ".join(
@@ -301,5 +301,5 @@ def _end_labels(figure: Figure, ax: Axes, labels: Sequence[str], worn: Sequence[
     low, high = ax.get_position().y0 * height + 4, ax.get_position().y1 * height
     shown = [e if math.isfinite(e) else low for e in ends]
     for label, style, y in zip(labels, worn, apart(shown, 15, low, high), strict=True):
-        weight = {"weight": "bold"} if style.colour == "student" else {}
-        write(figure, ax.get_position().x1 * WIDTH + 8, y, label, style.colour, va="center_baseline", **weight)
+        bold = style.colour == "student"
+        write(figure, ax.get_position().x1 * WIDTH + 8, y, label, style.colour, va="center_baseline", bold=bold)

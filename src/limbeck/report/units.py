@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 GAP = "\u202f"
 """Narrow no-break space, between a number and its unit."""
 MINUS = "\u2212"
 DASH = "–"
 
+TINY, HUGE = 1e-60, 1e60
+
 SI = (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
 def finite(value: object) -> float | None:
-    """The value as a float, or None when it is no finite number (text, null, NaN, infinity, a truth value)."""
+    """The value as a float, or None when it is no number that a page can show.
+
+    That is text, null, a truth value, NaN, infinity, and what is too large to be drawn.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    if abs(number) < TINY:
+        return 0.0
+    return number if abs(number) < HUGE else None
 
 
 def number(value: float, digits: int = 3, *, zeros: bool = False) -> str:
@@ -92,7 +99,7 @@ def quantity(value: object, unit: str = "") -> str:
     exact = finite(value)
     if exact is None:
         return "not finite" if isinstance(value, float) else DASH if value is None else str(value)
-    known = {
+    known: dict[str, Callable[[float], str]] = {
         "%": percent,
         "count": scaled,
         "bytes": lambda v: scaled(v, "B"),

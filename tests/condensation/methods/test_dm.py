@@ -13,6 +13,7 @@ from limbeck.condensation.networks import fresh_network
 from limbeck.condensation.synthetic import RealImages, SyntheticImages, valid_range
 from limbeck.data.base import Data
 from limbeck.engine.method import Clock, Parts
+from limbeck.errors import UserError
 from limbeck.registry import Block, find
 
 NET = Block("convnet", {"width": 8, "depth": 2})
@@ -89,14 +90,14 @@ def test_only_the_images_take_gradients(data, monkeypatch):
 
 def test_a_step_depends_on_seed_and_step_alone(data):
     torch.manual_seed(0)
-    first = float(loss(ready(data), Clock(4, 10, seed=1)))
+    first = loss(ready(data), Clock(4, 10, seed=1)).item()
     state = torch.get_rng_state()
     method = ready(data)
     loss(method, Clock(0, 10, seed=1))
-    assert float(loss(method, Clock(4, 10, seed=1))) == first
+    assert loss(method, Clock(4, 10, seed=1)).item() == first
     assert torch.equal(torch.get_rng_state(), state)
-    assert float(loss(method, Clock(5, 10, seed=1))) != first
-    assert float(loss(method, Clock(4, 10, seed=2))) != first
+    assert loss(method, Clock(5, 10, seed=1)).item() != first
+    assert loss(method, Clock(4, 10, seed=2)).item() != first
 
 
 def test_descent_brings_class_means_together(data):
@@ -109,7 +110,7 @@ def test_descent_brings_class_means_together(data):
         value.backward()
         optimizer.step()
         method.after_step(Clock(step, 30))
-        values.append(float(value))
+        values.append(value.item())
     assert sum(values[-5:]) < 0.5 * sum(values[:5])
 
 
@@ -140,3 +141,12 @@ def test_the_papers_network_is_the_default(data):
     method = ready(data, net=None)
     network = method.fresh("key")
     assert (len(network.stages), network.head.in_features) == (1, 128 * 16)
+
+
+def test_mistakes_are_told(data):
+    offers, streams = data.spec.offers(), {"data": data.train}
+    with pytest.raises(UserError, match="not Linear"):
+        DM().setup(Parts(torch.nn.Linear(2, 2), data=data.spec, offers=offers, streams=streams))
+    data.train.labels = data.train.labels % 2
+    with pytest.raises(UserError, match="class 2 has 0"):
+        ready(data)

@@ -62,5 +62,5 @@ def test_selection_compares_pixels_or_the_teachers_features(data, selection, sel
 
 
 def test_too_few_images_are_told(data):
-    with pytest.raises(UserError, match="class 0 has 15 training images"):
+    with pytest.raises(UserError, match="class 0 has 15"):
         chosen(data, "herding", start(data, 16, "noise"))

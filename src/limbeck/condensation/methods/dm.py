@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.condensation.augment import augment, siamese
 from limbeck.condensation.losses import distribution_matching
 from limbeck.condensation.networks import embed, features_of, fresh_network, paper_convnet
-from limbeck.condensation.synthetic import RealImages, SyntheticImages
+from limbeck.condensation.synthetic import RealImages, SyntheticImages, image_set
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
 from limbeck.registry import ModelBlock, register
 
@@ -58,10 +58,12 @@ class DM(Method):
         """Take the training images into memory.
 
         Raises:
-            UserError: there is no training data.
+            UserError: the student is no set of images, or a class has no training image.
         """
         super().setup(parts)
+        image_set(parts.student)
         self.real = RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
+        self.real.require(1)
         self.fresh = partial(fresh_network, self.net or paper_convnet(self.real.images.shape), parts.offers)
 
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:

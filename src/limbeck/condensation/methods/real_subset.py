@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from limbeck.condensation.selection import herding, k_center, k_means
-from limbeck.condensation.synthetic import RealImages, SyntheticImages, first_images
+from limbeck.condensation.synthetic import RealImages, first_images, image_set
 from limbeck.engine.method import Batch, Clock, Method, Parts, Update
 from limbeck.registry import register
 
@@ -38,10 +38,10 @@ class RealSubset(Method):
         """Choose the images and put them into the student.
 
         Raises:
-            UserError: a class has too few images, or there is no labelled training data.
+            UserError: the student is no set of images, a class is too small, or no training data has labels.
         """
         super().setup(parts)
-        student = cast("SyntheticImages", parts.student)
+        student = image_set(parts.student)
         real = RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
         real.require(student.per_class)
         student.replace_(self.choose(real, student.per_class, student.seed).to(student.images.device))
