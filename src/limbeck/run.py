@@ -152,7 +152,7 @@ def run_recipe(
     Raises:
         RecipeError: the recipe has mistakes; nothing was written.
         UserError: data, a checkpoint or the machine is not what the recipe needs.
-        limbeck.engine.loop.Interrupted: the process was asked to stop.
+        limbeck.engine.stopping.Interrupted: the process was asked to stop.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides=list(overrides))

@@ -14,7 +14,7 @@ from limbeck.engine import checkpoint
 from limbeck.engine.best import Best
 from limbeck.engine.journal import DeadTermError, NotFiniteError
 from limbeck.engine.learner import LearnerSettings
-from limbeck.engine.loop import Interrupted
+from limbeck.engine.stopping import Interrupted
 from limbeck.engine.method import Batch, Clock, Method, Term, Update, frozen
 from limbeck.engine.schedules import Linear
 from limbeck.engine.validation import Validator
@@ -207,7 +207,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     whole = toy_loop(tmp_path / "whole", _stochastic(), learner=learner).fit()
     torch.manual_seed(1)
     first = toy_loop(tmp_path / "cut", _stochastic(), learner=learner)
-    first.method.after_step = lambda clock: setattr(first, "_stop_code", 143 if clock.step == 7 else None)  # type: ignore[method-assign]
+    first.method.after_step = lambda clock: setattr(first.asked, "code", 143 if clock.step == 7 else None)  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as stopped:
         first.fit()
     assert stopped.value.code == 143

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from limbeck.recipe import Recipe, RecipeError, load_recipe
 
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+THOROUGH = settings(QUICK, max_examples=60)
+"""For tests that load several recipes in each example."""
 
 VALID: dict[str, Any] = {
     "title": "A toy",
@@ -97,7 +99,7 @@ def test_random_trees(toys, tree):
 CHANGES = st.tuples(st.sampled_from(places(VALID)), st.sampled_from(["put", "drop", "rename", "list", "map"]), TREES)
 
 
-@QUICK
+@THOROUGH
 @given(st.lists(CHANGES, min_size=1, max_size=3))
 def test_random_mutations_of_a_valid_recipe(toys, changes):
     tree = copy.deepcopy(VALID)
@@ -148,7 +150,7 @@ def test_random_bytes_as_a_file(toys, folder, content):
     is_recipe_or_mistakes(path)
 
 
-@QUICK
+@THOROUGH
 @given(st.integers(0, 10_000), st.integers(0, 20), st.binary(max_size=4))
 def test_a_valid_file_that_was_damaged(toys, folder, at, cut, put):
     text = yaml.safe_dump(VALID).encode()
@@ -158,7 +160,7 @@ def test_a_valid_file_that_was_damaged(toys, folder, at, cut, put):
     is_recipe_or_mistakes(path)
 
 
-@QUICK
+@THOROUGH
 @given(st.lists(st.one_of(
     st.text(max_size=20),
     st.builds("{}={}".format, st.sampled_from([".".join(map(str, p)) for p in places(VALID)]), st.one_of(
@@ -168,7 +170,7 @@ def test_random_settings(toys, settings_given):
     is_recipe_or_mistakes(VALID, settings_given)
 
 
-@QUICK
+@THOROUGH
 @given(TREES)
 def test_random_overrides(toys, over):
     try:

@@ -18,7 +18,7 @@ from limbeck.data.base import Batch, Data, DataSpec
 from limbeck.data.labels import carve, encode, shares
 from limbeck.data.transforms import Augmentation
 from limbeck.errors import UserError, needs_extra
-from limbeck.registry import Block, nearest, register
+from limbeck.registry import Block, TransformBlock, nearest, register
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
@@ -39,7 +39,7 @@ def folder(
     std: list[float] | None = None,
     test_fraction: float = 0.2,
     val_fraction: float = 0.0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """Pictures in one folder per class: ``path/cat/1.jpg``, or ``path/train/cat/1.jpg`` and ``path/test/...``.

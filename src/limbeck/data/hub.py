@@ -18,7 +18,7 @@ from limbeck.data.labels import encode
 from limbeck.data.npz import LABELS, complete, tensor_data
 from limbeck.errors import UserError, needs_extra
 from limbeck.losses import IGNORE
-from limbeck.registry import Block, nearest, register
+from limbeck.registry import Block, TransformBlock, nearest, register
 
 
 @register("data")
@@ -33,7 +33,7 @@ def datasets_dir(
     std: list[float] | None = None,
     test_fraction: float = 0.2,
     val_fraction: float = 0.0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """A ``Dataset`` or ``DatasetDict`` saved with ``save_to_disk``: pictures or numbers, and a label column.

@@ -19,7 +19,7 @@ from limbeck.data.labels import carve
 from limbeck.data.npz import load_npz
 from limbeck.errors import UserError, needs_extra
 from limbeck.paths import cache_root, data_root
-from limbeck.registry import Block, register
+from limbeck.registry import Block, TransformBlock, register
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -30,7 +30,7 @@ def digits(
     train_size: int | None = None,
     test_size: int = 360,
     val_size: int = 0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """1,797 handwritten digits of 8 x 8 grey pixels, as scikit-learn carries them.
@@ -56,7 +56,7 @@ def fashion_mnist(
     train_size: int | None = None,
     test_size: int | None = None,
     val_size: int = 0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes, 28 x 28, from ``fashion_mnist.npz`` in LIMBECK_DATA.
@@ -80,7 +80,7 @@ def cifar10(
     train_size: int | None = None,
     test_size: int | None = None,
     val_size: int = 0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """CIFAR-10 as JPEG (lossy: not comparable with published numbers), from ``cifar10_jpeg.npz`` in LIMBECK_DATA.
@@ -101,7 +101,7 @@ def cifar10_lossless(
     train_size: int | None = None,
     test_size: int | None = None,
     val_size: int = 0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """The first 4,000 CIFAR-10 pictures in exact pixels, from ``cifar10_lossless_4k.npz`` in LIMBECK_DATA.

@@ -16,7 +16,7 @@ from limbeck.data.arrays import as_inputs, channel_stats, from_splits
 from limbeck.data.base import Data, DataSpec
 from limbeck.data.labels import carve, encode, shares
 from limbeck.errors import UserError
-from limbeck.registry import Block, nearest, register
+from limbeck.registry import Block, TransformBlock, nearest, register
 
 INPUTS = ("x", "X", "images", "image", "data", "inputs", "input", "features")
 LABELS = ("y", "Y", "labels", "label", "target", "targets")
@@ -33,7 +33,7 @@ def npz(
     normalise: bool = True,
     test_fraction: float = 0.2,
     val_fraction: float = 0.0,
-    augment: list[Block["transform"]] | None = None,  # type: ignore[type-arg, name-defined]  # noqa: F821, UP037
+    augment: list[TransformBlock] | None = None,
     split_seed: int = 0,
 ) -> Data:
     """Classification data in one ``.npz`` file.

@@ -126,7 +126,7 @@ def sample(
 def flow(denoise: Denoise, x: Tensor, source: float, target: float, steps: int = 256, **condition: Tensor) -> Tensor:
     """The flow's map from level ``source`` to ``target > 0``, by RK4 in log sigma: the reference for trajectories.
 
-    In float64 with 256 steps the error on the lab's mixtures is about 1e-6.
+    In float64, 256 steps from 80 to 0.01 on a ring of eight Gaussians end within 1e-6 of the limit.
     """
     return rk4(denoise, x, log_grid(steps, source, target), **condition).samples
 

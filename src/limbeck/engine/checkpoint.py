@@ -53,7 +53,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2, wr
 
 
 def latest(folder: Path, *, warn: Callable[[str], None] = lambda text: None) -> tuple[int, dict[str, Any]] | None:
-    """The newest intact checkpoint as (step, state); a damaged one is named through ``warn`` and the one before used."""
+    """Newest intact checkpoint as (step, state); a damaged one is told through ``warn`` and the one before used."""
     for path in checkpoints(folder):
         try:
             return load(path)

@@ -76,7 +76,7 @@ class Learner:
         return self.optimizer.param_groups[0]["lr"]
 
     def zero_grad(self) -> None:
-        """Drop the gradients, also those that another learner's update left here."""
+        """Drop the gradients: this update's, and those that another learner's update left here."""
         for p in self.plain.parameters():
             p.grad = None
 

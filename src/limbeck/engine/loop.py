@@ -6,13 +6,11 @@ steps the learners and writes down what happened. It knows no method, no family 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -22,21 +20,15 @@ from torch import Tensor, nn
 
 from limbeck.engine import checkpoint, rng
 from limbeck.engine.best import Best
+from limbeck.engine.counting import declared, divisors
 from limbeck.engine.journal import MEASUREMENTS, Journal, NotFiniteError, note
 from limbeck.engine.learner import Learner, LearnerSettings
-from limbeck.engine.method import Batch, Clock, Method, Term, Update
+from limbeck.engine.method import Batch, Clock, Method, Update
 from limbeck.engine.progress import JsonLines, Logger, Progress, say
 from limbeck.engine.schedules import Schedule
+from limbeck.engine.stopping import Interrupted, StopRequest
 from limbeck.engine.validation import Validator
 from limbeck.registry import build
-
-
-class Interrupted(Exception):  # noqa: N818 (it is not an error)
-    """The run was asked to stop (Ctrl-C, SIGTERM); a checkpoint was written first."""
-
-    def __init__(self, step: int, code: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.code = code
 
 
 class Batches(Protocol):
@@ -119,7 +111,7 @@ class Loop:
         self.step = 0
         self.spent = 0.0
         self.last: dict[str, float] = {}
-        self._stop_code: int | None = None
+        self.asked = StopRequest()
         self._per_epoch = stream.steps_per_epoch
 
     def fit(self) -> Outcome:
@@ -133,14 +125,12 @@ class Loop:
         self._resume()
         quiet = self.settings.quiet or self.fabric.global_rank > 0
         progress = Progress(self.settings.label, self.settings.steps, start=self.step, quiet=quiet)
-        handlers = self._catch_signals()
         try:
-            self._train(progress)
+            with self.asked:
+                self._train(progress)
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}; the last good checkpoint is in {self.folder / 'checkpoints'}") from None
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             for logger in self.loggers:
                 logger.close()
         self._save()
@@ -172,22 +162,25 @@ class Loop:
             if every and (ends or self.step % every == 0) and self._validate():
                 say(f"{self.settings.label}: no better for {self.best.stale if self.best else 0} validations, stopping")
                 return
-            if self._agreed(self._stop_code is not None):
+            if self._agreed(self.asked.code is not None):
                 self._save()
-                raise Interrupted(self.step, self._stop_code or 130)
+                raise Interrupted(self.step, self.asked.code or 130)
             if self._agreed(time.monotonic() - saved > self.settings.checkpoint_seconds):
                 self._save()
                 saved = time.monotonic()
 
     def _one_step(self, micro: list[Batch], clock: Clock) -> None:
         """All updates of one global step: the k-th update of every micro-batch, the optimizer, then the next."""
-        totals = self._declared(micro)
+        totals = declared(self.method, micro, self.fabric)
         generators = [iter(self.method.updates(batch, clock)) for batch in micro]
         learners: list[Learner] | None = []
         while learners is not None:
             learners = self._next_update(generators, totals, clock)
             if learners:
                 self._step(learners, clock)
+                # Here and not before the backward: between forward and backward a sharded module hides its parameters.
+                for learner in self.learners.values():
+                    learner.zero_grad()
 
     def _next_update(
         self, generators: list[Iterator[Update]], totals: Mapping[str, Tensor] | None, clock: Clock
@@ -202,8 +195,6 @@ class Loop:
                     continue
                 if learners is None:
                     learners = self._due(update, clock)
-                    for learner in learners:
-                        learner.zero_grad()
                 if learners:
                     self._backward(update, totals, clock)
         return learners
@@ -224,9 +215,9 @@ class Loop:
 
     def _backward(self, update: Update, totals: Mapping[str, Tensor] | None, clock: Clock) -> None:
         terms = {name: term for name, term in update.evaluate().items() if term.weight != 0}
-        divisors = self._divisors(terms, totals)
+        counts = divisors(self.method, terms, totals, self.fabric)
         # Strategies average gradients over processes; the definition is the sum over all samples by the global count.
-        values = {n: t.sum * (self.fabric.world_size / divisors[n]) for n, t in terms.items()}
+        values = {n: t.sum * (self.fabric.world_size / counts[n]) for n, t in terms.items()}
         weighted = {n: v * terms[n].weight for n, v in values.items()}
         role = "+".join(update.roles)
         if self._measures(clock):
@@ -266,42 +257,6 @@ class Loop:
             learner.optimizer.step()
             learner.after_step()
             self.journal.add(self.step, "", values)
-
-    # -- counting ------------------------------------------------------------------------------------------------------
-
-    def _declared(self, micro: list[Batch]) -> dict[str, Tensor] | None:
-        """Items of each unit in the global step, from the data alone, when the step comes in several pieces."""
-        if len(micro) == 1:
-            return None
-        counts: dict[str, Tensor] = {}
-        for batch in micro:
-            for unit, n in self.method.count(batch).items():
-                n = torch.as_tensor(n, dtype=torch.float32, device=self.fabric.device)
-                counts[unit] = counts[unit] + n if unit in counts else n
-        return self._over_processes(counts)
-
-    def _divisors(self, terms: Mapping[str, Term], totals: Mapping[str, Tensor] | None) -> dict[str, Any]:
-        if totals is not None:
-            unknown = {t.unit for t in terms.values()} - set(totals)
-            if unknown:
-                raise ValueError(
-                    f"terms are counted in {sorted(unknown)}, which count() of {type(self.method).__name__} does not "
-                    "give: add it there, or train with accumulate: 1"
-                )
-            return {n: totals[t.unit] for n, t in terms.items()}
-        if self.fabric.world_size == 1:
-            return {
-                n: t.count.clamp(min=1) if isinstance(t.count, Tensor) else max(t.count, 1) for n, t in terms.items()
-            }
-        device = self.fabric.device
-        own = {n: torch.as_tensor(t.count, dtype=torch.float32, device=device) for n, t in terms.items()}
-        return dict(self._over_processes(own))
-
-    def _over_processes(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.fabric.world_size > 1 and counts:
-            total = self.fabric.all_reduce(torch.stack(list(counts.values())), reduce_op="sum")
-            counts = dict(zip(counts, total.unbind(), strict=True))  # type: ignore[union-attr]
-        return {k: v.clamp(min=1) for k, v in counts.items()}
 
     # -- writing down --------------------------------------------------------------------------------------------------
 
@@ -375,17 +330,6 @@ class Loop:
                 target = target[piece] if isinstance(target, dict) else getattr(target, piece)
             setattr(target, name, schedule.value(clock.progress, clock.step))
 
-    def _catch_signals(self) -> dict[int, Any]:
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._stop_code is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt  # a second Ctrl-C does not wait for the checkpoint
-            self._stop_code = 128 + number
-
-        try:
-            return {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are the caller's
-            return {}
-
     def _agreed(self, wish: bool) -> bool:
         """Whether any process wishes it; several processes only ask each other when they log."""
         if self.fabric.world_size == 1:
@@ -439,10 +383,6 @@ class Loop:
             weights["best"] = self.best.weights
         learners = {role: _whole(learner.plain.state_dict()) for role, learner in self.learners.items()}
         return Outcome(weights, learners, self.step, self.spent, self.journal.warnings(), self.last)
-
-
-def _at_least_one(count: int | Tensor) -> int | Tensor:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

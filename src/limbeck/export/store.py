@@ -26,7 +26,7 @@ from limbeck.recipe.blocks import Checker
 from limbeck.recipe.environment import Environment
 from limbeck.recipe.mistakes import Mistake
 from limbeck.recipe.source import Where, from_plain
-from limbeck.registry import Block, build, nearest
+from limbeck.registry import Block, Param, build, nearest
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -78,7 +78,7 @@ def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     card = {
         "format": FORMAT,
         "layout": "transformers" if is_transformers(module) else "limbeck",
-        "model": _plain(stored.block, without=("path",) if is_transformers(module) else ()),
+        "model": _plain(stored.block, is_transformers(module)),
         "gives": sorted(stored.gives),
         "hash": tensor_hash(module.state_dict()),
         "spec": stored.spec,
@@ -230,10 +230,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _plain(block: Block, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The block for JSON: arguments that are no plain values (the built data, say) are left out."""
-    tree = block.tree()
-    return {k: v for k, v in tree.items() if _is_plain(v) and k not in without}
+def _plain(block: Block, transformers: bool) -> dict[str, Any]:
+    """The block for JSON: with today's defaults, without what is no plain value (the built data, say).
+
+    A transformers model is read from its own folder, so where it once came from is left out.
+    """
+    tree = _spelled_out(block).tree()
+    return {k: v for k, v in tree.items() if _is_plain(v) and not (transformers and k == "path")}
+
+
+def _spelled_out(block: Block) -> Block:
+    """The block with the defaults it leaves to the signature: a later version may have others."""
+    try:
+        part = registry.find("model", block.name)
+    except (LookupError, UserError):
+        return block
+    args = {k: _spelled_out(v) if isinstance(v, Block) else v for k, v in block.args.items()}
+    defaults = {p.name: p.default for p in part.params if p.name not in args and _is_literal(p)}
+    return Block(block.name, {**args, **defaults})
+
+
+def _is_literal(p: Param) -> bool:
+    """Whether a default is a value for sure: a constant of the module (``math.pi``) is read as its source text."""
+    said = p.source.startswith(("str", "Literal"))
+    return isinstance(p.default, bool | int | float) or (isinstance(p.default, str) and said)
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,6 +10,7 @@ import numbers
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ Trail = tuple[str | int, ...]
 MAX_BYTES = 1_000_000
 MAX_VALUES = 50_000
 MAX_DEPTH = 40
+MAX_BRACKETS = 400
 """Bounds of a recipe, so that a hostile one (aliases of aliases) ends in a message and not in swapping."""
 
 _TAG = "tag:yaml.org,2002:"
@@ -173,6 +175,8 @@ def parse(text: str, where: Where, mistakes: list[Mistake], *, fixed: bool = Fal
     Raises:
         UnreadableError: the text is not YAML.
     """
+    if _open_brackets(text) > MAX_BRACKETS:
+        raise UnreadableError(where, "is nested too deeply")
     try:
         node = _compose(text)
     except yaml.MarkedYAMLError as error:
@@ -189,6 +193,12 @@ def parse(text: str, where: Where, mistakes: list[Mistake], *, fixed: bool = Fal
     if node is None:
         return Node(None, where)
     return _Reader(where, mistakes, fixed).root(node)
+
+
+def _open_brackets(text: str) -> int:
+    """The most brackets that are open at once, quoted ones too: a parser's time grows with their square."""
+    depths = accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    return max(depths, default=0)
 
 
 def _compose(text: str) -> yaml.Node | None:

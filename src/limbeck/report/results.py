@@ -165,7 +165,7 @@ def points(value: object, width: int | None = None) -> Floats | None:
     """
     try:
         matrix = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if matrix.ndim != 2 or not matrix.size or (width is not None and matrix.shape[1] != width):
         return None

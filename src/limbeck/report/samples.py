@@ -205,7 +205,7 @@ def _pixels(value: object) -> np.ndarray | None:
     """An image [H, W], [C, H, W] or [H, W, C] in [0, 1] as bytes [H, W, 3], or None."""
     try:
         image = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)

@@ -1,0 +1,133 @@
+"""Exporting a model folder: from its weights to a file that was checked, with a record of the check."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from limbeck import __version__
+from limbeck.engine.checkpoint import sha256
+from limbeck.errors import UserError
+from limbeck.export import card, store
+from limbeck.export.calls import Call, call_of
+from limbeck.export.onnx import export_onnx
+from limbeck.export.programs import export_program
+from limbeck.export.store import Stored
+from limbeck.export.transformers import export_transformers
+from limbeck.registry import nearest
+
+STUDENT = "student"
+EXAMPLES = Path("artifacts") / "examples.safetensors"
+"""Inputs of a run's test split, kept in the run directory (never in the student's folder) to try exports on."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the name of what it writes, and how (call, model, its folder, target) -> facts."""
+
+    name: str
+    write: Callable[[Call, Stored, Path, Path], dict[str, Any]]
+
+
+FORMATS = {
+    "onnx": Format("model.onnx", lambda call, stored, source, target: export_onnx(call, target)),
+    "torch_export": Format("model.pt2", lambda call, stored, source, target: export_program(call, target)),
+    "transformers": Format("transformers", export_transformers),
+}
+
+
+def export(path: Path, format: str, output: Path | None = None, *, trust_code: bool = False) -> Path:
+    """See :func:`limbeck.export.export_model`."""
+    if format not in FORMATS:
+        hint = nearest(format, FORMATS)
+        says = f"; did you mean '{hint}'?" if hint else ""
+        raise UserError(f"no export format is called '{format}': there is {', '.join(FORMATS)}{says}")
+    source = model_folder(path)
+    target = output or source / FORMATS[format].name
+    if format == "torch_export" and target.suffix != ".pt2":
+        raise UserError(f"a torch.export program is a .pt2 file, not {target.name}")
+    stored = store.load(source, trust_code=trust_code)
+    facts = write(stored, source, format, target)
+    record(source, format, target, facts)
+    return target
+
+
+def model_folder(path: Path) -> Path:
+    """The model of a run directory, or the folder itself.
+
+    Raises:
+        UserError: there is no model.
+    """
+    for folder in (path, path / STUDENT):
+        if (folder / store.CARD).is_file():
+            return folder
+    if not path.exists():
+        raise UserError(f"there is no folder {path}: give a run directory or the folder of a model")
+    raise UserError(f"{path} is neither a finished run (no {STUDENT}/ in it) nor the folder of a model")
+
+
+def write(stored: Stored, source: Path, format: str, target: Path) -> dict[str, Any]:
+    """Write one format under a temporary name, check it, and only then give it its name; returns the facts."""
+    call = call_of(stored, examples(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as aside:
+        made = Path(aside) / target.name
+        facts = FORMATS[format].write(call, stored, source, made)
+        for piece in Path(aside).iterdir():
+            replace(piece, target.parent / piece.name)
+    return facts
+
+
+def replace(made: Path, target: Path) -> None:
+    """Move a file or folder into the place of an older one.
+
+    Raises:
+        UserError: a folder of something else is there.
+    """
+    if target.is_dir() and not target.is_symlink():
+        if not (target / "config.json").is_file():
+            raise UserError(f"{target} is a folder of something else: give another output")
+        old = Path(tempfile.mkdtemp(dir=made.parent, prefix=".old-"))
+        target.rename(old / target.name)
+    os.replace(made, target)
+
+
+def examples(source: Path) -> dict[str, Tensor] | None:
+    """The rows that the run of a student kept, if the folder is a run's."""
+    kept = source.parent / EXAMPLES
+    return store.read_weights(kept) if source.name == STUDENT and kept.is_file() else None
+
+
+def record(source: Path, format: str, target: Path, facts: dict[str, Any]) -> None:
+    """Note an export in the model's ``limbeck.json`` and in its card."""
+    exports = dict(store.read_card(source).get("exports") or {})
+    exports[format] = {"file": target.name, **_identity(target), "limbeck": __version__, **facts}
+    store.update_card(source, exports=exports)
+    card.refresh_exports(source)
+
+
+def is_done(source: Path, format: str) -> bool:
+    """Whether a format lies beside the model as its ``limbeck.json`` says."""
+    noted = (store.read_card(source).get("exports") or {}).get(format)
+    target = source / FORMATS[format].name
+    return bool(noted) and target.exists() and all(noted.get(k) == v for k, v in _identity(target).items())
+
+
+def _identity(target: Path) -> dict[str, Any]:
+    if target.is_dir():
+        files = {f.name: sha256(f) for f in sorted(target.iterdir()) if f.is_file() and f.name != "README.md"}
+        return {"files": files}
+    return {"sha256": sha256(target), "bytes": target.stat().st_size}
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what an interrupted export left behind in a folder."""
+    for left in [*folder.glob(".export-*"), *folder.glob(f".{STUDENT}-*")]:
+        shutil.rmtree(left, ignore_errors=True)
