@@ -36,7 +36,31 @@ _HOMES = {
     "run_recipe": "limbeck.run",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "Batch",
+    "Clock",
+    "Data",
+    "DataSpec",
+    "Method",
+    "Parts",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "Signals",
+    "Teacher",
+    "Term",
+    "Update",
+    "UserError",
+    "__version__",
+    "compare",
+    "distill",
+    "forward",
+    "load",
+    "load_recipe",
+    "prove",
+    "register",
+    "run_recipe",
+]
 
 if TYPE_CHECKING:
     from limbeck.api import distill, load

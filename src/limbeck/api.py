@@ -19,8 +19,6 @@ from limbeck.recipe import load_recipe
 from limbeck.run import Result, run_recipe
 
 
-
-
 def distill(
     *,
     student: nn.Module | str | Path | Mapping[str, Any],

@@ -99,7 +99,7 @@ def prove(
     arms = claimed_arms(recipe)
     seeds = seeds_of(recipe)
     table, machine = measure(recipe, arms, seeds, Path(runs), quiet=quiet)
-    means = {arm: {m: statistics.fmean(v) for m, v in metrics.items()} for arm, metrics in table.items()}
+    means = {(m, arm): statistics.fmean(v) for arm, metrics in table.items() for m, v in metrics.items()}
     checks = []
     for text in recipe.claim.expect:
         holds, left, right = parse_expectation(text).evaluate(means)

@@ -235,6 +235,7 @@ def _add_export(commands: Any) -> None:
     p.add_argument("model", help="a run directory or a model folder")
     p.add_argument("--format", choices=("onnx", "torch_export", "transformers"), required=True)
     p.add_argument("--output", help="where to write (default: beside the model)")
+    p.add_argument("--trust-code", action="store_true", help="import the model's class where it is not limbeck's own")
     p.set_defaults(command=export)
 
 
@@ -242,7 +243,7 @@ def export(a: argparse.Namespace) -> int:
     """``limbeck export``."""
     from limbeck.export import export_model
 
-    print(export_model(Path(a.model), a.format, Path(a.output) if a.output else None))
+    print(export_model(Path(a.model), a.format, Path(a.output) if a.output else None, trust_code=a.trust_code))
     return OK
 
 

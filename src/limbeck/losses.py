@@ -96,9 +96,7 @@ def taught(
         ValueError: shapes differ; a truncated teacher at another temperature or in a direction it cannot serve.
     """
     if "logits" in signals:
-        return soft_kl(
-            student_logits, signals["logits"], temperature=temperature, direction=direction, scale=scale
-        )
+        return soft_kl(student_logits, signals["logits"], temperature=temperature, direction=direction, scale=scale)
     if direction not in ("forward", "reverse"):
         raise ValueError(f"a truncated teacher serves the directions forward and reverse, not {direction}")
     from limbeck.truncated import truncated_kl

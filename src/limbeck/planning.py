@@ -67,7 +67,9 @@ def _time_steps(recipe: Recipe, ingredients: Ingredients) -> tuple[float, int]:
     steps = loop_settings(recipe, stream, schedules, seed=0, label="", index=0, quiet=True).steps
     seconds = []
     for count in (WARM, WARM + TIMED):
-        short = recipe.with_overrides({"phases": None, "train": {"epochs": None, "steps": count, "validate_every": 1e9}})
+        short = recipe.with_overrides(
+            {"phases": None, "train": {"epochs": None, "steps": count, "validate_every": 1e9}}
+        )
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             train(short, ingredients, Path(folder), seed=0, key="plan")

@@ -229,7 +229,7 @@ def make_stream(recipe: Recipe, method: Method, ingredients: Ingredients, seed: 
         UserError: a method that compares samples cannot have its batch cut; data is missing.
     """
     t, fabric = recipe.train, ingredients.fabric
-    cut = {"rank": fabric.global_rank, "world": fabric.world_size, "accumulate": t.accumulate}
+    cut: dict[str, Any] = {"rank": fabric.global_rank, "world": fabric.world_size, "accumulate": t.accumulate}
     if method.couples_samples and t.accumulate > 1:
         raise UserError(f"method {recipe.method.name} compares the samples of a batch: train.accumulate must be 1")
     if method.data_free or not ingredients.data:

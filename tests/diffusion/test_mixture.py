@@ -118,9 +118,8 @@ def test_guidance_interpolates_between_free_and_conditional():
 def test_sigma_data_and_entropy_are_those_of_the_law():
     law = mixture.ring(8, 4.0, 0.3)
     assert law.sigma_data == pytest.approx(float(law.sample(100_000).samples.std()), abs=0.02)
-    single = GaussianMixture(
-        torch.ones(1, dtype=f64), torch.zeros(1, 2, dtype=f64), torch.full((1, 2), 0.09, dtype=f64)
-    )
+    one = torch.ones(1, 2, dtype=f64)
+    single = GaussianMixture(one[:, 0], 0 * one, 0.09 * one)
     assert single.entropy() == pytest.approx(1 + math.log(2 * math.pi * 0.09), abs=0.02)
 
 

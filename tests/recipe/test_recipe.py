@@ -208,6 +208,12 @@ def test_the_optimizer_may_change_one_argument_of_the_default(load):
     assert optimizer == Block("adamw", {"lr": 1.0})
 
 
+def test_null_brings_the_default_optimizer_back(base):
+    recipe = load_recipe(base).with_overrides({"train": {"optimizer": None}})
+    assert recipe.train.optimizer == Block("adamw", {"lr": 2e-3})
+    assert recipe.tree["train"] == {"epochs": 3}
+
+
 # ----------------------------------------------------------------------------------------------------------- phases
 
 

@@ -29,6 +29,7 @@ MANIFEST = {
     },
     "seeds": [0],
 }
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RECIPE = """title: Decoupled knowledge distillation
 paper: {title: Decoupled Knowledge Distillation, arxiv: "2203.08679", year: 2022}
 data:    {name: digits}
@@ -55,7 +56,7 @@ def write_run(directory: Path, results: Json, logs: dict[str, list[Json]], recip
 def training_log(
     seed: int, terms: dict[str, tuple[float, float]], final: float, key: str = "accuracy", worst: float = 0.1
 ) -> list[Json]:
-    """A log of 220 steps: ``terms`` maps a name to (last value, weight); validation goes from ``worst`` to ``final``."""
+    """A log of 220 steps; ``terms`` maps a name to (last value, weight); validation ends at ``final``."""
     rng = np.random.default_rng(seed)
     lines: list[Json] = []
     for step in range(1, 221):
@@ -126,7 +127,7 @@ def classification_results() -> tuple[Json, dict[str, list[Json]]]:
         "task": "classification",
         "paper": {"title": "Decoupled Knowledge Distillation", "arxiv": "2203.08679", "year": 2022},
         "created": "2026-01-01T00:00:00Z", "seed": 0,
-        "spec": {"task": "classification", "shape": [1, 8, 8], "classes": 10, "class_names": [str(i) for i in range(10)]},
+        "spec": {"task": "classification", "shape": [1, 8, 8], "classes": 10, "class_names": list("0123456789")},
         "machine": MACHINE, "arms": {"teacher": teacher, "student": student, "alone": alone},
         "plan": [
             ["train.lr", "0.002", "recipe line 9"], ["train.batch_size", "128", "recipe line 9"],
@@ -196,20 +197,27 @@ def language_results() -> tuple[Json, dict[str, list[Json]]]:
                 "flops": 1.21e9 if big else 1.02e8, "latency_ms": 11.8 if big else 1.92,
                 "distinct_2": 0.61 if big else 0.52, "sampler": "top-p 0.9",
             },
-            "details": {"texts": [
-                {"prompt": "ROMEO:", "text": text},
-                {"prompt": "The king", "text": "is come, and with him all the lords\nThat stood so long before the gate."},
-            ]},
+            "details": {
+                "texts": [
+                    {"prompt": "ROMEO:", "text": text},
+                    {
+                        "prompt": "The king\nis come, and", "truth": "with him all the lords that stood before it.",
+                        "greedy": "the the the the king of the", "sampled": "with him came the banners of the west.",
+                    },
+                ],
+                "nll_by_position": [perplexity / (1 + 0.2 * i) for i in range(64)],
+            },
             "train_seconds": 402.0 if big else 131.5, "steps": 220, "log": f"train/{key}/metrics.jsonl",
         }  # fmt: skip
 
     results = {
         "title": "Word-level distillation on tiny Shakespeare", "slug": "word_kd", "method": "word_kd",
-        "family": "language", "task": "language", "paper": {"title": "Sequence-Level Knowledge Distillation", "arxiv": "1606.07947", "year": 2016},
+        "family": "language", "task": "language",
+        "paper": {"title": "Sequence-Level Knowledge Distillation", "arxiv": "1606.07947", "year": 2016},
         "created": "2026-01-01T00:00:00Z", "seed": 0, "spec": {"task": "language", "shape": [128], "vocab_size": 65},
         "machine": MACHINE,
         "arms": {
-            "teacher": arm("teacher", "Teacher", 4.42, True, "What light is this that breaks upon the wall?\nIt is my lady’s hand."),
+            "teacher": arm("teacher", "Teacher", 4.42, True, "What light is this that breaks?\nIt is my lady’s hand."),
             "student": arm("student", "Student", 4.97, False, "What light is that which breaks the window so?"),
             "alone": arm("control", "Student alone", 5.63, False, "What the the sigh of the see, and the that."),
         },
@@ -246,12 +254,50 @@ def condensation_results() -> tuple[Json, dict[str, list[Json]]]:
         "task": "classification", "paper": {"arxiv": "2110.04181"}, "seed": 0,
         "arms": {
             "teacher": arm("teacher", "Whole data set", "1 437 images", 0.964, 1437),
-            "student": arm("student", "Condensed images", "1 image a class", 0.871, 10, images=images, image_labels=list(range(10))),
+            "student": arm(
+                "student", "Condensed images", "1 image a class", 0.871, 10, images=images, image_labels=list(range(10))
+            ),
             "random": arm("control", "Random subset", "1 image a class", 0.602, 10),
         },
-        "spec": {"task": "classification", "class_names": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]},
+        "spec": {"task": "classification", "class_names": NUMBERS},
     }  # fmt: skip
     return results, {}
+
+
+def stress_results() -> tuple[Json, dict[str, list[Json]]]:
+    """Everything at once and too long: many arms, long names, many terms, many classes."""
+    results, logs = classification_results()
+    student = results["arms"]["student"]
+    names = [
+        "T-shirt or top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ]
+    results["spec"]["class_names"] = names
+    results["title"] = "Averyveryverylongtitlewithoutanyspaces" * 3
+    student["describe"] = (
+        "a_model_with_a_very_long_name(width=8, depth=12, activation='gelu', norm='batch', stem='patch')"
+    )
+    results["arms"]["alone"]["label"] = "The same student, trained without any teacher"
+    for i in range(5):
+        made = copy.deepcopy(results["arms"]["alone"])
+        made |= {"label": f"Control with label smoothing and a long name {i}", "log": "train/alone/metrics.jsonl"}
+        made["metrics"]["accuracy"] -= 0.0005 * i
+        results["arms"][f"control{i}"] = made
+    terms = {f"a_rather_long_term_name_{i}": (0.1 * (i + 1), 1.0) for i in range(8)}
+    logs["train/student/metrics.jsonl"] = training_log(9, terms, 0.965)
+    results["plan"].append(
+        ["method.terms.0.student.layer", "backbone.stages.3.blocks.11.attention.output" * 3, "recipe line 8"]
+    )
+    results["warnings"] += ["a second warning that goes on and on " * 6, "/a/path/without/any/spaces" * 9]
+    return results, logs
 
 
 MADE: dict[str, Callable[[], tuple[Json, dict[str, list[Json]]]]] = {
@@ -259,13 +305,20 @@ MADE: dict[str, Callable[[], tuple[Json, dict[str, list[Json]]]]] = {
     "generator": generator_results,
     "language": language_results,
     "condensation": condensation_results,
+    "stress": stress_results,
 }
 
 
 def comparison_rows() -> list[Json]:
     rng = np.random.default_rng(7)
-    arms = {"teacher": (0.983, 174_218, 0.94), "dkd": (0.969, 12_442, 0.104), "kd": (0.962, 12_442, 0.105),
-            "alone": (0.934, 12_442, 0.104), "dkd, width 16": (0.977, 24_900, 0.21), "dkd, width 4": (0.921, 5_100, 0.07)}  # fmt: skip
+    arms = {
+        "teacher": (0.983, 174_218, 0.94),
+        "dkd": (0.969, 12_442, 0.104),
+        "kd": (0.962, 12_442, 0.105),
+        "alone": (0.934, 12_442, 0.104),
+        "dkd, width 16": (0.977, 24_900, 0.21),
+        "dkd, width 4": (0.921, 5_100, 0.07),
+    }
     return [
         {
             "name": name,
@@ -326,6 +379,20 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / kind, made if changed is None else changed, options.pop("logs", logs), **options)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every kind of page, written once, for tests that only look."""
+    from limbeck.report.compare import write_comparison
+    from limbeck.report.page import write_report
+    from limbeck.report.proof import write_proof
+
+    folder = tmp_path_factory.mktemp("pages")
+    found = {kind: write_report(write_run(folder / kind, *made())) for kind, made in MADE.items()}
+    found["compare"] = write_comparison(comparison_rows(), folder / "compare.html")
+    found["proof"] = write_proof(proof_evidence(), folder / "proof.html")
+    return found
 
 
 @pytest.fixture

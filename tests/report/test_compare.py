@@ -31,7 +31,7 @@ def test_the_leader_is_named_with_its_lead(rows: Rows, tmp_path: Path) -> None:
     html = write_comparison(rows, tmp_path / "new" / "compare.html").read_text(encoding="utf8")
     title = re.search(r"<h1>(.*?)</h1>", html)
     assert title is not None
-    assert re.match(r"“dkd, width 16” leads with an accuracy of 97\.\d ± 0\.\d\S%", title[1])
+    assert re.match(r"“dkd, width 16” leads with an accuracy of 97\.\d ± 0\.\d\s%, ", title[1])
     assert "the teacher reaches 98." in title[1]
 
 

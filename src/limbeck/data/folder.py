@@ -18,7 +18,7 @@ from limbeck.data.base import Batch, Data, DataSpec
 from limbeck.data.labels import carve, encode, shares
 from limbeck.data.transforms import Augmentation
 from limbeck.errors import UserError, needs_extra
-from limbeck.registry import Block, TransformBlock, nearest, register
+from limbeck.registry import TransformBlock, nearest, register
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}

@@ -18,7 +18,7 @@ from limbeck.data.labels import encode
 from limbeck.data.npz import LABELS, complete, tensor_data
 from limbeck.errors import UserError, needs_extra
 from limbeck.losses import IGNORE
-from limbeck.registry import Block, TransformBlock, nearest, register
+from limbeck.registry import TransformBlock, nearest, register
 
 
 @register("data")

@@ -19,7 +19,7 @@ from limbeck.data.labels import carve
 from limbeck.data.npz import load_npz
 from limbeck.errors import UserError, needs_extra
 from limbeck.paths import cache_root, data_root
-from limbeck.registry import Block, TransformBlock, register
+from limbeck.registry import TransformBlock, register
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -16,7 +16,7 @@ from limbeck.data.arrays import as_inputs, channel_stats, from_splits
 from limbeck.data.base import Data, DataSpec
 from limbeck.data.labels import carve, encode, shares
 from limbeck.errors import UserError
-from limbeck.registry import Block, TransformBlock, nearest, register
+from limbeck.registry import TransformBlock, nearest, register
 
 INPUTS = ("x", "X", "images", "image", "data", "inputs", "input", "features")
 LABELS = ("y", "Y", "labels", "label", "target", "targets")

@@ -19,6 +19,6 @@ class Streams:
         self.steps_per_epoch = next(iter(self.streams.values())).steps_per_epoch
 
     def batches(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of the steps from ``start`` up to ``stop``; slow sources load ahead side by side."""
+        """This rank's micro-batches of the steps from ``start`` to ``stop``; slow sources load ahead side by side."""
         for loaded in zip(*(s.batches(start, stop) for s in self.streams.values()), strict=True):
             yield [dict(zip(self.streams, micro, strict=True)) for micro in zip(*loaded, strict=True)]

@@ -31,7 +31,7 @@ class EDMDenoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """``E[x0 | x]`` [B, *shape] for ``x = x0 + sigma eps``, ``sigma`` [B] or a scalar."""
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
         c = precondition(level, self.sigma_data)
         out = self.backbone(like(c.c_in, x) * x, c.c_noise, label)
         return like(c.c_skip, x) * x + like(c.c_out, x) * out.to(x.dtype)
@@ -113,7 +113,7 @@ class OneStep(nn.Module):
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Standard normal noise [B, *shape] to samples of the same shape."""
-        return self.net(self.sigma * noise, noise.new_full((len(noise),), self.sigma), label)
+        return self.net(self.sigma * noise, noise.new_full(noise.shape[:1], self.sigma), label)
 
     def example_inputs(self, batch_size: int) -> tuple[Tensor]:
         """Arguments for one call."""

@@ -132,7 +132,8 @@ def tensor_hash(named: Mapping[str, Tensor]) -> str:
     for name in sorted(named):
         tensor = whole(named[name]).detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 

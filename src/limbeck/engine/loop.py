@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from limbeck.engine import checkpoint, rng
 from limbeck.engine.best import Best
@@ -308,7 +309,7 @@ class Loop:
             if learner.parameters:
                 module = self.fabric.setup_module(module)
                 optimizer = build("optimizer", learner.settings.optimizer, learner.parameters)
-                learner.prepare(module, self.fabric.setup_optimizers(optimizer))
+                learner.prepare(module, cast(Optimizer, self.fabric.setup_optimizers(optimizer)))
             else:
                 learner.prepare(module.to(self.fabric.device), None)
             self.method.learners[role] = module

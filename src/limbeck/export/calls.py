@@ -118,7 +118,11 @@ def _output(module: nn.Module, batch: Mapping[str, Tensor], stored: Stored) -> s
     with torch.no_grad():
         made = forward(module, batch)
     tensors = [name for name, value in made.items() if isinstance(value, Tensor)]
-    wanted = [*(["logits"] if "logits" in tensors else []), *(n for n in sorted(stored.gives) if n in tensors), *tensors]
+    wanted = [
+        *(["logits"] if "logits" in tensors else []),
+        *(n for n in sorted(stored.gives) if n in tensors),
+        *tensors,
+    ]
     if not wanted:
         raise UserError(f"the model '{stored.block.name}' gives no tensor that could be exported")
     return wanted[0]
@@ -129,9 +133,9 @@ def _output(module: nn.Module, batch: Mapping[str, Tensor], stored: Stored) -> s
 
 
 class Tokens(nn.Module):
-    """A model of tokens as a function: no cache of keys, and a tensor instead of transformers' own output class,
+    """A model of tokens as a function, without a cache of keys.
 
-    which a file could only be read back with where transformers is installed.
+    It gives a tensor: a file with the output class of transformers could only be read where transformers is installed.
     """
 
     def __init__(self, model: nn.Module, output: str) -> None:
@@ -141,9 +145,8 @@ class Tokens(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits for ``input_ids`` and ``attention_mask`` (int64 [B, T])."""
-        return forward(self.model, {"input_ids": input_ids, "attention_mask": attention_mask}, **self.options)[
-            self.output
-        ]
+        made = forward(self.model, {"input_ids": input_ids, "attention_mask": attention_mask}, **self.options)
+        return made[self.output]
 
 
 def _reads_tokens(stored: Stored) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from limbeck.errors import UserError
 from limbeck.export import card, store
 from limbeck.export.calls import Call, call_of
 from limbeck.export.onnx import export_onnx
+from limbeck.export.onnx import packages as onnx_packages
 from limbeck.export.programs import export_program
 from limbeck.export.store import Stored
 from limbeck.export.transformers import export_transformers
@@ -50,13 +50,26 @@ def export(path: Path, format: str, output: Path | None = None, *, trust_code: b
         says = f"; did you mean '{hint}'?" if hint else ""
         raise UserError(f"no export format is called '{format}': there is {', '.join(FORMATS)}{says}")
     source = model_folder(path)
-    target = output or source / FORMATS[format].name
-    if format == "torch_export" and target.suffix != ".pt2":
-        raise UserError(f"a torch.export program is a .pt2 file, not {target.name}")
+    target = _target(source, format, output)
     stored = store.load(source, trust_code=trust_code)
     facts = write(stored, source, format, target)
     record(source, format, target, facts)
     return target
+
+
+def refuse_early(stored: Stored, formats: Iterable[str]) -> None:
+    """Say before a training what could not be exported after it.
+
+    Raises:
+        UserError: a package is missing, or the model is of a kind that a format does not hold.
+    """
+    for format in formats:
+        if "images" in stored.gives:
+            raise UserError(f"export: {format}: the student is a set of images, which is delivered as images.npz")
+        if format == "transformers" and not store.is_transformers(stored.module):
+            raise UserError(f"export: transformers: the student '{stored.block.name}' is no transformers model")
+        if format == "onnx":
+            onnx_packages()
 
 
 def model_folder(path: Path) -> Path:
@@ -73,6 +86,21 @@ def model_folder(path: Path) -> Path:
     raise UserError(f"{path} is neither a finished run (no {STUDENT}/ in it) nor the folder of a model")
 
 
+def _target(source: Path, format: str, output: Path | None) -> Path:
+    """Where to write. What is there is only ever replaced when it is an earlier export, or a file that was named."""
+    name = FORMATS[format].name
+    if output is None:
+        return source / name
+    if format == "transformers":
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output} exists and is not empty: give a new folder")
+        return output
+    target = output / name if output.is_dir() else output
+    if target.suffix != Path(name).suffix:
+        raise UserError(f"format {format} is a {Path(name).suffix} file, not {target.name}")
+    return target
+
+
 def write(stored: Stored, source: Path, format: str, target: Path) -> dict[str, Any]:
     """Write one format under a temporary name, check it, and only then give it its name; returns the facts."""
     call = call_of(stored, examples(source))
@@ -80,23 +108,12 @@ def write(stored: Stored, source: Path, format: str, target: Path) -> dict[str, 
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as aside:
         made = Path(aside) / target.name
         facts = FORMATS[format].write(call, stored, source, made)
-        for piece in Path(aside).iterdir():
-            replace(piece, target.parent / piece.name)
+        for piece in sorted(Path(aside).iterdir()):
+            place = target.parent / piece.name
+            if place.is_dir():
+                place.rename(Path(aside) / f".{piece.name}.old")
+            piece.replace(place)
     return facts
-
-
-def replace(made: Path, target: Path) -> None:
-    """Move a file or folder into the place of an older one.
-
-    Raises:
-        UserError: a folder of something else is there.
-    """
-    if target.is_dir() and not target.is_symlink():
-        if not (target / "config.json").is_file():
-            raise UserError(f"{target} is a folder of something else: give another output")
-        old = Path(tempfile.mkdtemp(dir=made.parent, prefix=".old-"))
-        target.rename(old / target.name)
-    os.replace(made, target)
 
 
 def examples(source: Path) -> dict[str, Tensor] | None:
@@ -115,9 +132,9 @@ def record(source: Path, format: str, target: Path, facts: dict[str, Any]) -> No
 
 def is_done(source: Path, format: str) -> bool:
     """Whether a format lies beside the model as its ``limbeck.json`` says."""
-    noted = (store.read_card(source).get("exports") or {}).get(format)
+    noted = dict(store.read_card(source).get("exports") or {}).get(format)
     target = source / FORMATS[format].name
-    return bool(noted) and target.exists() and all(noted.get(k) == v for k, v in _identity(target).items())
+    return noted is not None and target.exists() and all(noted.get(k) == v for k, v in _identity(target).items())
 
 
 def _identity(target: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from limbeck.errors import UserError, needs_extra
 from limbeck.export.calls import Call
 from limbeck.export.checks import check, first_line, quiet
+from limbeck.export.programs import trace
 
 INSIDE = 1_500_000_000
 """Bytes of weights that go into the file itself; protobuf allows 2 GiB, more goes into a file beside it."""
@@ -26,22 +28,18 @@ def export_onnx(call: Call, file: Path) -> dict[str, Any]:
     Raises:
         UserError: a package is missing, the model cannot be translated, or onnxruntime gives other outputs.
     """
-    onnx, runtime = _packages()
+    onnx, runtime = packages()
     call.module.float()  # CPU runtimes lack most operators in half precision
+    traced = trace(call)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                call.module,
-                call.batches[0],
-                dynamo=True,
-                dynamic_shapes=call.shapes(),
-                input_names=list(call.inputs),
-                output_names=[call.output],
-                verbose=False,
+                traced, input_names=list(call.inputs), output_names=[call.output], dynamo=True, verbose=False
             )
     except Exception as error:  # translation fails in as many ways as there are models
         raise UserError(f"torch.onnx cannot translate this model: {first_line(error)}") from error
     assert program is not None
+    name_axes(program.model, call)
     forget(program.model)
     with quiet():
         program.save(file, external_data=_bytes(call.module) > INSIDE)
@@ -64,6 +62,21 @@ def forget(model: Any) -> None:
             value.metadata_props.clear()
 
 
+def name_axes(model: Any, call: Call) -> None:
+    """Call the free axes what they are (``batch``) in place of the tracer's symbols (``s43``), wherever they occur."""
+    words = {
+        str(value.shape[axis]): name
+        for value, axes in zip(model.graph.inputs, call.axes, strict=True)
+        for axis, name in axes.items()
+    }
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
+    values = [*model.graph.inputs, *model.graph.outputs, *(v for node in model.graph.all_nodes() for v in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                value.shape[axis] = pattern.sub(lambda m: words[m[0]], str(size))
+
+
 def _compare(call: Call, file: Path, runtime: Any) -> dict[str, Any]:
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -77,11 +90,16 @@ def _compare(call: Call, file: Path, runtime: Any) -> dict[str, Any]:
     return check(call, run, "the ONNX model")
 
 
-def _packages() -> tuple[Any, Any]:
+def packages() -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime.
+
+    Raises:
+        UserError: one of them, or what torch translates with, is not installed.
+    """
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  (what torch translates with)
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise needs_extra(error.name or "onnx", "onnx") from error
     return onnx, onnxruntime

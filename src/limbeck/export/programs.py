@@ -13,6 +13,23 @@ from limbeck.export.calls import Call
 from limbeck.export.checks import check, first_line, quiet
 
 
+def trace(call: Call) -> ExportedProgram:
+    """The model as a graph of torch operators with free axes.
+
+    Raises:
+        UserError: the model cannot be traced, or its code fixes the size of an axis.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(call.module, call.batches[0], dynamic_shapes=call.shapes(), strict=False)
+    except Exception as error:  # tracing fails in as many ways as there are models
+        fixed = "Constraints violated" in str(error)
+        hint = " (its code fixes this size; len(x) does so, x.shape[0] does not)" if fixed else ""
+        raise UserError(f"torch.export cannot trace this model: {first_line(error)}{hint}") from error
+    forget(program)
+    return program
+
+
 def export_program(call: Call, file: Path) -> dict[str, Any]:
     """Write a model as a ``.pt2`` file and check it by reading it back.
 
@@ -25,12 +42,7 @@ def export_program(call: Call, file: Path) -> dict[str, Any]:
     Raises:
         UserError: the model cannot be traced, or the file's outputs are not the model's.
     """
-    try:
-        with quiet(), torch.no_grad():
-            program = torch.export.export(call.module, call.batches[0], dynamic_shapes=call.shapes(), strict=False)
-    except Exception as error:  # tracing fails in as many ways as there are models
-        raise UserError(f"torch.export cannot trace this model: {first_line(error)}") from error
-    forget(program)
+    program = trace(call)
     with quiet():
         torch.export.save(program, file)
         module = torch.export.load(file).module()

@@ -1,7 +1,7 @@
 """Models on disk: weights as safetensors and a small ``limbeck.json`` that says how to build the model again.
 
-A transformers model is stored in its own layout (``save_pretrained``), so it loads without this library; ``limbeck.json``
-then only adds what limbeck knows about it.
+A transformers model is stored in its own layout (``save_pretrained``), so it loads without this library;
+``limbeck.json`` then only adds what limbeck knows about it.
 
 Reading a model runs no code that the folder names: a model of someone's own class is built when this process named it
 itself, when the caller trusts it, or around a network that the caller built.
@@ -10,7 +10,8 @@ itself, when the caller trusts it, or around a network that the caller built.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def is_transformers(module: nn.Module) -> bool:
     return hasattr(module, "save_pretrained") and hasattr(module, "config")
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the progress bars that transformers shows for every file, however small."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     """Write a model to a folder (made if missing); a file is only ever replaced by a whole one.
 
@@ -69,7 +84,8 @@ def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     module = stored.module
     if is_transformers(module):
-        module.save_pretrained(folder)  # type: ignore[operator]
+        with no_bars():
+            module.save_pretrained(folder)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     else:
@@ -107,7 +123,8 @@ def load(folder: str | Path, *, into: nn.Module | None = None, trust_code: bool 
         load_weights(module, folder / WEIGHTS)
     elif card["layout"] == "transformers":
         block = Block(tree["name"], {k: v for k, v in tree.items() if k != "name"})
-        module = build("model", Block("transformers", _transformers_arguments(folder, card)))
+        with no_bars():
+            module = build("model", Block("transformers", _transformers_arguments(folder, card)))
     else:
         block = _block(folder, tree, trust_code)
         module = build("model", block)

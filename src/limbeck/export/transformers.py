@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.errors import UserError, needs_extra
 from limbeck.export.calls import Call
 from limbeck.export.checks import check, quiet
-from limbeck.export.store import CARD, Stored, is_transformers
+from limbeck.export.store import CARD, Stored, is_transformers, no_bars
 from limbeck.models.transformers import CLASSES
 
 KEPT = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")
@@ -38,10 +38,10 @@ def export_transformers(call: Call, stored: Stored, source: Path, folder: Path) 
     folder.mkdir()
     for file in (f for pattern in KEPT for f in source.glob(pattern)):
         if file.name != CARD:
-            shutil.copy2(file, folder / file.name)
+            shutil.copyfile(file, folder / file.name)
     name = auto_class(stored.module)
     options = {"local_files_only": True, "trust_remote_code": False}
-    with quiet():
+    with quiet(), no_bars():
         model = getattr(transformers, name).from_pretrained(folder, use_safetensors=True, dtype="auto", **options)
         if (folder / "tokenizer.json").is_file():
             transformers.AutoTokenizer.from_pretrained(folder, **options)

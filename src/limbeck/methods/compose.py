@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,8 +49,6 @@ class Compose(Method):
         terms: by name, each a loss with its own arguments and ``weight``, ``student`` and ``teacher`` (module paths),
             and a ``projector`` where the shapes differ.
     """
-
-    needs: Mapping[str, set[str]] = {}
 
     def __init__(self, *, terms: dict[str, LossBlock]) -> None:
         if not terms:

@@ -57,6 +57,8 @@ def assemble(root: Node, check: Checker, *, arms: Node | None = None, deep: bool
     made.student = _student(root, check)
     made.method = _method(root, check)
     train = train_node(root)
+    given = root.get("train")
+    check.dropped += [("train", key) for key in ("optimizer", "schedule") if given and given.get(key) is None]
     trained = check.fields(Train, train, ("train",))
     made.train = None if trained is BAD else trained
     for trail, node in teachers.values():
@@ -190,7 +192,10 @@ def train_node(root: Node) -> Node:
     """The recipe's ``train`` over the defaults, and each learner's blocks over the run's."""
     defaults = {"optimizer": DEFAULT_OPTIMIZER, "schedule": DEFAULT_SCHEDULE}
     base, given = from_plain(defaults, DEFAULT, []), root.get("train")
-    return _with_learners(merge(base, given, ("train",)) if given else base)
+    if given is None or not given.is_map:
+        return given or base
+    kept = {k: v for k, v in given.value.items() if k not in defaults or v.value is not None}
+    return _with_learners(merge(base, Node(kept, given.where), ("train",)))
 
 
 def _with_learners(train: Node) -> Node:

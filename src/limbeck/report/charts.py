@@ -18,6 +18,7 @@ from limbeck.report.labels import Metric, short
 from limbeck.report.palette import Style, sentinel
 
 ROW = 38
+NEAR = 8
 LABELS = 136
 """The most pixels that the names beside a figure's rows may take."""
 
@@ -182,14 +183,17 @@ def _name_spots(figure: Figure, ax: Axes, spots: Sequence[Spot], best: Sequence[
         taken += [(x, y - 3, next_x, y + 3), (next_x - 3, min(y, next_y), next_x + 3, max(y, next_y))]
     for s, (x, y) in zip(spots, centres, strict=True):
         label = shorten(s.label, 150, TEXT)
-        box = min(_around(x, y, width_of(label, TEXT)), key=lambda b: _cost_of(b, taken, frame))
+        places = _around(x, y, 1.06 * width_of(label, TEXT))
+        box = min(places, key=lambda b: _cost_of(b, taken, frame))
         taken.append(box)
+        if places.index(box) >= NEAR:
+            _leader(figure, ax, (x, y), box, s.style.colour)
         bold = s.style.colour == "student"
         write(figure, box[0], (box[1] + box[3]) / 2, label, s.style.colour, size=TEXT, va="center_baseline", bold=bold)
 
 
 def _around(x: float, y: float, width: float) -> list[Box]:
-    """Places for a label of that width and 14 pixels height around a point, the best first."""
+    """Places for a label of that width and 14 pixels height: ``NEAR`` around a point, then farther ones beside it."""
     half, gap = width / 2, 11
     places: list[Callable[[], Box]] = [
         lambda: (x + gap, y - 7, x + gap + width, y + 7),
@@ -201,15 +205,28 @@ def _around(x: float, y: float, width: float) -> list[Box]:
         lambda: (x - 6, y + 9, x + width - 6, y + 23),
         lambda: (x - 6, y - 23, x + width - 6, y - 9),
     ]
-    return [place() for place in places]
+    near = [place() for place in places]
+    levels = [y + sign * 15 * step for step in range(1, 9) for sign in (1, -1)]
+    return near + [(left, v - 7, left + width, v + 7) for v in levels for left in (x + 22, x - 22 - width)]
+
+
+def _leader(figure: Figure, ax: Axes, spot: tuple[float, float], box: Box, colour: str) -> None:
+    """A thin line from a point to the label that found no place beside it."""
+    end = (box[0] - 2 if box[0] > spot[0] else box[2] + 2, (box[1] + box[3]) / 2)
+    width, height = figure.get_size_inches() * 72
+    corners = [(x / width, y / height) for x, y in (spot, end)]
+    ax.plot(*zip(*corners, strict=True), color=sentinel(colour), linewidth=0.8, transform=figure.transFigure,
+            clip_on=False, zorder=2)  # fmt: skip
 
 
 def _cost_of(box: Box, taken: Sequence[Box], frame: Box) -> float:
-    inside = (max(box[0], frame[0]), max(box[1], frame[1]), min(box[2], frame[2]), min(box[3], frame[3]))
-    outside = _area(box) - _area(inside)
-    return 3 * outside + sum(
-        _area((max(box[0], t[0]), max(box[1], t[1]), min(box[2], t[2]), min(box[3], t[3]))) for t in taken
-    )
+    """How bad a place for a label is: what it covers, and three times what lies outside the frame."""
+    outside = _area(box) - _area(_common(box, frame))
+    return 3 * outside + sum(_area(_common(box, other)) for other in taken)
+
+
+def _common(a: Box, b: Box) -> Box:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
 def _area(box: Box) -> float:

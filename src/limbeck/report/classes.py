@@ -13,12 +13,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from limbeck.report import units
 from limbeck.report.figures import SMALL, WIDTH, Chart, axes, canvas, chart, inline, pixels, shorten, width_of, write
-from limbeck.report.palette import sentinel
+from limbeck.report.palette import ROLES, sentinel
 from limbeck.report.results import Arm, Floats, Run, points
 
 WITH_NAMES = 20
 WITH_CELLS = 40
 """Above this many classes a matrix cannot be read; the pairs mixed up most are listed instead."""
+MOST_ARMS = 4
+"""With more arms the reliability diagram shows only teacher, student and the first control."""
 CHANGES = 12
 """Classes whose change is drawn, those that changed most."""
 
@@ -33,11 +35,13 @@ def class_charts(run: Run) -> list[Chart]:
 def reliability(run: Run) -> Chart | None:
     """Accuracy against confidence of every arm, above the student's histogram of confidence."""
     curves = [(arm, c) for arm in run.arms if (c := _bins(arm)) is not None]
+    if len(curves) > MOST_ARMS:
+        curves = [(arm, c) for arm, c in curves if arm.style in ROLES.values()]
     if not curves:
         return None
     drawn = [arm for arm, _ in curves]
     figure = canvas(330)
-    ax = axes(figure, left=48, right=14, top=36, bottom=92, grid="both")
+    ax = axes(figure, left=48, right=22, top=36, bottom=92, grid="both")
     ax.plot([0, 1], [0, 1], color=sentinel("muted"), linewidth=1, dashes=(4, 3))
     for arm, (confidence, accuracy, count) in reversed(curves):
         colour = sentinel(arm.style.colour)
@@ -183,13 +187,13 @@ def _error(arm: Arm) -> str:
 
 def _histogram(figure: Figure, arm: Arm, bins: tuple[Floats, Floats, Floats]) -> None:
     confidence, _, count = bins
-    ax = axes(figure, left=48, right=14, top=262, bottom=22, grid="")
+    ax = axes(figure, left=48, right=22, top=262, bottom=22, grid="")
     ax.bar(confidence, count / count.max(), width=0.045, color=sentinel(arm.style.colour), alpha=0.6, linewidth=0)
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.axhline(0, color=sentinel("rule"), linewidth=1)
     ax.xaxis.set_major_locator(NullLocator())
     ax.yaxis.set_major_locator(NullLocator())
-    write(figure, WIDTH - 14, 4, "Confidence", "muted", ha="right")
+    write(figure, WIDTH - 22, 4, "Confidence", "muted", ha="right")
     write(figure, 48, 4, f"How sure: {shorten(arm.label, 140)}", "muted")
 
 

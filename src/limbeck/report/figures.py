@@ -121,12 +121,13 @@ def width_of(text: str, size: float = SMALL) -> float:
 
 
 def shorten(text: str, pixels: float, size: float = SMALL) -> str:
-    """The text, cut with an ellipsis where it is wider than that."""
-    if width_of(text, size) <= pixels:
-        return text
-    while text and width_of(text + "…", size) > pixels:
-        text = text[:-1].rstrip()
-    return text + "…"
+    """The text, its middle cut out where it is wider than that: long names often differ at their end."""
+    short, kept = text, len(text)
+    while kept and width_of(short, size) > pixels:
+        kept -= 1
+        head = kept - kept * 2 // 5
+        short = text[:head].rstrip() + "…" + text[len(text) - (kept - head) :].lstrip()
+    return short
 
 
 def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

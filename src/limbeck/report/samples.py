@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from limbeck.report.results import Floats, Run, clean, per_arm, points
 
 POINTS = 900
 IMAGES = 100
+BYTES = 240_000
+"""What all images of a page may take together."""
 TEXTS = 12
 LONGEST = 1200
 WAYS = {"text": "", "greedy": "likeliest", "sampled": "sampled"}
@@ -79,16 +81,20 @@ def sample_charts(run: Run) -> list[Chart]:
 
 
 def galleries(run: Run) -> list[Gallery]:
-    """The images of each arm, as inline PNG."""
+    """The images of each arm, as inline PNG, as many as a page should hold."""
     found = []
+    room = BYTES
     for key, value in per_arm(run, "images").items():
         if not isinstance(value, list):
             continue
-        label, colour, names = _who(run, key), _colour(run, key), _image_labels(run, key)
-        pictures = [_picture(item, names, i, label) for i, item in enumerate(value[:IMAGES])]
-        kept = tuple(p for p in pictures if p is not None)
+        kept: list[Picture] = []
+        for picture in _pictures(run, key, value[:IMAGES]):
+            if room < len(picture.source):
+                break
+            room -= len(picture.source)
+            kept.append(picture)
         if kept:
-            found.append(Gallery(label, colour, kept, max(0, len(value) - IMAGES)))
+            found.append(Gallery(_who(run, key), _colour(run, key), tuple(kept), len(value) - len(kept)))
     return found
 
 
@@ -185,6 +191,14 @@ def _cut(text: object) -> str:
     """A text for reading, cut where it is too long for a page."""
     whole = clean(text)
     return whole if len(whole) <= LONGEST else whole[:LONGEST].rstrip() + " …"
+
+
+def _pictures(run: Run, key: str, items: list[Any]) -> Iterator[Picture]:
+    names, who = _image_labels(run, key), _who(run, key)
+    for i, item in enumerate(items):
+        picture = _picture(item, names, i, who)
+        if picture is not None:
+            yield picture
 
 
 def _picture(item: Any, names: list[str], i: int, who: str) -> Picture | None:

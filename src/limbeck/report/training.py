@@ -34,6 +34,8 @@ from limbeck.report.results import Arm, Curve, Run, clean
 POINTS = 120
 """Points that a drawn line has at most; longer logs are averaged over equal stretches."""
 STUDENT = "student"
+LOG_FROM, DEEPEST = 6.0, 1e6
+"""Values that span more than this factor (shares apart) get a logarithmic scale, of at most so much depth."""
 FAINT = 0.01
 """A term whose share of the gradient norm is below this on average is named as dead."""
 
@@ -88,7 +90,12 @@ def position_charts(run: Run) -> list[Chart]:
         if len(rows) > 1:
             found.append(Line(arm.label, arm.style, Curve(*np.array(rows).T)))
     drawn = lines(
-        "by-position", "Loss by place in the text", found, "nats", "token", "A loss that falls uses more context."
+        "by-position",
+        "Loss by place in the text",
+        found,
+        "nats",
+        "token",
+        "Where it keeps falling, the model uses more of the text before.",
     )
     return [drawn] if drawn else []
 
@@ -257,7 +264,8 @@ def _colour(i: int) -> str:
 def _over_training(curves: Sequence[Curve], margin: float, unit: str, axis: str) -> tuple[Figure, Axes]:
     values = np.concatenate([c.y for c in curves])
     low, high = float(values.min()), float(values.max())
-    log = low > 0 and high / low > 30
+    log = low > 0 and high / low > LOG_FROM and unit != "%"
+    low = max(low, high / DEEPEST) if log else low
     ticks = log_ticks(low, high) if log else [float(v) for v in MaxNLocator(4).tick_values(low, high)]
     texts = [units.tick(t, unit) for t in ticks]
     figure = canvas(232)

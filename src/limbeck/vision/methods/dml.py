@@ -58,8 +58,9 @@ class DML(Method):
             return build("model", self.peer, offers=parts.offers)
         network = copy.deepcopy(parts.student)
         for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
         return network
 
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
