@@ -1,7 +1,7 @@
 """The generated parts of the documentation, read from the package and the ledger without importing torch.
 
 As an MkDocs hook it fills ``<!-- generated: NAME -->`` in pages and adds a page for each kind of part. Run by itself,
-``python docs/generate.py`` rewrites the table in README.md.
+``python docs/generate.py`` rewrites the table in README.md and the examples that pages show.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from limbeck.recipe.annotations import as_plain, describe, keys_of
 ROOT = Path(__file__).parents[1]
 MARKER = re.compile(r"<!-- generated: (\w+) -->")
 README = re.compile(r"(<!-- generated: families -->\n).*?(<!-- end -->)", re.DOTALL)
+EXAMPLE = re.compile(r'(```\w+ title="(docs/examples/[\w.]+)"\n).*?(```\n)', re.DOTALL)
 ROLE = re.compile(r":(?:class|func|meth|attr|mod|data|exc|obj):<code>~?(?:[\w.]+\.)?(\w+)</code>")
 KINDS = {
     "method": "Methods",
@@ -32,6 +33,13 @@ KINDS = {
     "transform": "Transforms",
     "projector": "Projectors",
     "stage": "Stages",
+}
+FAMILIES = {
+    "vision": "Classifiers",
+    "language": "Language models",
+    "diffusion": "Diffusion and flow",
+    "condensation": "Data sets",
+    "general": "Any model",
 }
 MAPS = {
     "The top of a recipe": fields.Top,
@@ -58,7 +66,7 @@ def families() -> str:
     found: dict[str, list[str]] = {}
     for part in registry.parts("method"):
         found.setdefault(part.family, []).append(f"`{part.name}`")
-    return table(["Family", "Methods"], [[family, " ".join(found[family])] for family in sorted(found)])
+    return table(["Family", "Methods"], [[FAMILIES.get(f, f), " ".join(found[f])] for f in sorted(found)])
 
 
 def methods() -> str:
@@ -68,7 +76,7 @@ def methods() -> str:
     for family in sorted({row["family"] for row in rows}):
         cells = [_method_cells(row) for row in rows if row["family"] == family]
         head = ["Name", "What it is", "Paper", "Needs of its teacher", "Evidence"]
-        out += [f"## {family.capitalize()}", table(head, cells)]
+        out += [f"## {FAMILIES.get(family, family.capitalize())}", table(head, cells)]
     return "\n\n".join(out)
 
 
@@ -273,10 +281,13 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def main() -> None:
-    """Rewrite the README's table."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf8")
-    path.write_text(README.sub(lambda m: m[1] + families() + "\n" + m[2], text), encoding="utf8")
+    """Rewrite the README's table, and the code blocks that show a file of ``docs/examples``."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        old = path.read_text(encoding="utf8")
+        new = README.sub(lambda m: m[1] + families() + "\n" + m[2], old)
+        new = EXAMPLE.sub(lambda m: m[1] + (ROOT / m[2]).read_text(encoding="utf8") + m[3], new)
+        if new != old:
+            path.write_text(new, encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from limbeck.errors import UserError
 from limbeck.expectation import parse_expectation
 from limbeck.gallery import evidence_path, evidence_state, sources_hash
 from limbeck.recipe import Recipe, load_recipe
-from limbeck.registry import find
+from limbeck.registry import Block, find
 
 if TYPE_CHECKING:
     from limbeck.run import Context
@@ -189,11 +189,20 @@ def _context(
     from limbeck.run import Context
 
     own = recipe.with_overrides({"claim": None, "controls": False, **overrides})
+    own = replace(own, evaluate=_needed_metrics(own, recipe))
     context = Context(own, folder, fabric, seed, quiet)
     for name, block in own.data.items():
         key = json.dumps(block.tree(), sort_keys=True, default=str)
         loaded[key] = context.data[name] = loaded.get(key) or load_data(block)
     return context
+
+
+def _needed_metrics(own: Recipe, recipe: Recipe) -> Sequence[Block] | None:
+    """The metrics that the claim speaks of: a proof does not spend its time on the others."""
+    if recipe.claim is None or own.evaluate is None:
+        return own.evaluate
+    named = {metric for text in recipe.claim.expect for metric, _ in parse_expectation(text).names}
+    return [b for b in own.evaluate if named & set(find("metric", b.name).facts.get("better", named))]
 
 
 def _score(context: Context, arm: str) -> dict[str, float]:

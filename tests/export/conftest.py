@@ -1,7 +1,7 @@
 import os
 import pickletools
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,27 @@ RECIPE = {
 }
 
 
+TINY_TEXT = {"name": "text", "corpus": "grammar", "characters": 3000, "context": 8}
+LANGUAGE = {
+    "data": TINY_TEXT,
+    "student": {"name": "causal_lm", "hidden": 8, "layers": 1, "heads": 2},
+    "teacher": None,
+    "method": {"name": "supervised"},
+}
+
+
+@pytest.fixture
+def recipe_tree():
+    """A small recipe of images."""
+    return RECIPE
+
+
+@pytest.fixture
+def language():
+    """What makes it a recipe of text."""
+    return LANGUAGE
+
+
 @dataclass
 class Finished:
     """A run up to the export stage, untrained."""
@@ -78,7 +99,9 @@ class Finished:
     context: Context
     student: Stored
 
-    scores: dict = field(default_factory=lambda: {"accuracy": 0.9, "parameters": 438.0, "latency_ms": 0.3})
+    @property
+    def artifact(self) -> Path:
+        return self.context.arms["student"].folder / "model"
 
 
 @pytest.fixture(scope="session")
@@ -86,16 +109,17 @@ def finish(_home):
     """Build a run as it stands before its export stage, without training anything."""
     from limbeck.data import load_data
 
-    def make(folder: Path, changes: dict | None = None, student: str | None = None) -> Finished:
-        tree = {k: v for k, v in {**RECIPE, **(changes or {})}.items() if v is not None}
-        recipe = load_recipe(tree, folder=Path.cwd())
+    def make(folder: Path, changes: dict | Path | None = None, student: str | None = None) -> Finished:
+        if not isinstance(changes, Path):
+            changes = {k: v for k, v in {**RECIPE, **(changes or {})}.items() if v is not None}
+        recipe = load_recipe(changes)
         context = Context(recipe, folder, launch(Placement(accelerator="cpu")), 0, quiet=True)
         context.data = {name: load_data(block) for name, block in recipe.data.items()}
         offers = context.ingredients.offers
         spec = context.ingredients.main.spec.as_dict()
         made = build(student) if student else build_model(recipe.student.block, offers=offers, seed=0, spec=spec)
         for role, block in recipe.teachers.items():
-            stored = build_model(block.block, offers=offers, seed=1)
+            stored = build_model(block.block, offers=offers, seed=1, path=block.path)
             context.teachers[role] = Teacher(stored.module, stored.gives, role)
             context.arms[role] = Arm(role, "teacher", "Teacher", recipe, describe="cnn(width=4)")
             context.arms[role].scores = {"accuracy": 0.95, "parameters": 19562.0, "latency_ms": 0.5}
@@ -155,9 +179,8 @@ def without_limbeck():
     def run(code: str, folder: Path) -> str:
         guard = "import sys\nsys.modules['limbeck'] = None\n"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-        done = subprocess.run(
-            [sys.executable, "-c", guard + code], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        command = [sys.executable, "-c", guard + code]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -150,6 +150,20 @@ def test_figures_are_there_and_their_texts_neither_overlap_nor_leave_them(
         assert [(chart["id"], a[0], b[0]) for a, b in pairs if overlap(a, b) > 3] == []
 
 
+@pytest.mark.parametrize("kind", ["classification", "stress"])
+@pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (820, "screen"), (320, "screen"), (700, "print")])
+def test_labels_and_values_on_cards_do_not_meet(
+    browser: Any, pages: dict[str, Path], kind: str, width: int, media: str
+) -> None:
+    show(browser, pages[kind], (width, 800), media=media)
+    meet = browser.execute_script(
+        "return [...document.querySelectorAll('.card dl > div')].filter(row => {"
+        "  const [a, b] = ['dt', 'dd'].map(k => row.querySelector(k).getBoundingClientRect());"
+        "  return a.right > b.left && a.bottom > b.top + 1; }).map(row => row.innerText)"
+    )
+    assert meet == []
+
+
 def test_the_button_turns_dark_and_back_and_remembers_nothing(browser: Any, pages: dict[str, Path]) -> None:
     paper = "return getComputedStyle(document.body).backgroundColor"
     show(browser, pages["classification"])

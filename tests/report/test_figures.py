@@ -174,3 +174,17 @@ def test_drawing_outside_the_house_style_is_not_needed_for_size() -> None:
         assert len(svg) < 700
 
     two()
+
+
+@pytest.mark.parametrize(
+    ("style", "kept"),
+    [
+        ("font: 11px 'DejaVu Sans', sans-serif; text-anchor: end", "font-size:11px;text-anchor:end"),
+        ("font: bold 12px 'DejaVu Sans'; fill: #fe0103", "font-weight:bold;font-size:12px;fill:var(--ink)"),
+        ("font-size: 11px; font-family: 'DejaVu Sans'", "font-size:11px"),
+    ],
+)
+def test_every_matplotlib_leaves_the_font_to_the_page(style: str, kept: str) -> None:
+    from limbeck.report.figures import _css
+
+    assert _css(style) == kept

@@ -133,6 +133,7 @@ def test_what_was_measured_is_on_the_page(html: str) -> None:
         assert shown in text
     for shown in ("term 'ce' contributes 0.4 % of the gradient", "The teacher was found in the cache: cnn-0123abcd."):
         assert shown in text
+    assert "Left at their defaults train.schedule cosine seed 0" in text
     for shown in ("recipe line 9", "method.temperature", "adamw", "arXiv:2203.08679", "AMD EPYC", "9f1c2e7d5b6a"):
         assert shown in text
 

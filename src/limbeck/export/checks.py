@@ -37,7 +37,8 @@ def check(call: Call, run: Callable[[tuple[Tensor, ...]], Tensor], what: str) ->
         with torch.no_grad():
             expected = call.module(*batch)
         try:
-            found = run(batch)
+            with torch.no_grad():
+                found = run(batch)
         except Exception as error:  # each runtime has errors of its own
             raise UserError(f"{what} does not run on a batch of {len(batch[0])}: {first_line(error)}") from error
         size = f"a batch of {len(batch[0])}"

@@ -46,8 +46,7 @@ def export_program(call: Call, file: Path) -> dict[str, Any]:
     with quiet():
         torch.export.save(program, file)
         module = torch.export.load(file).module()
-    with torch.no_grad():
-        found = check(call, lambda batch: module(*batch), "the torch.export program")
+    found = check(call, lambda batch: module(*batch), "the torch.export program")
     return {
         "inputs": call.signature(),
         "output": call.output,

@@ -47,8 +47,7 @@ def export_transformers(call: Call, stored: Stored, source: Path, folder: Path) 
             transformers.AutoTokenizer.from_pretrained(folder, **options)
 
     def run(batch: tuple[Tensor, ...]) -> Tensor:
-        with torch.no_grad():
-            return model(**dict(zip(call.inputs, batch, strict=True)))[call.output]
+        return model(**dict(zip(call.inputs, batch, strict=True)))[call.output]
 
     return {
         "class": name,

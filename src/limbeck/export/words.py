@@ -33,7 +33,7 @@ def licence_fields(licence: str | None) -> dict[str, str]:
     slug = re.sub(r"[\s_]+", "-", licence.strip().lower()).removesuffix("-license").removesuffix("-licence")
     if slug in HUB_LICENCES:
         return {"license": slug}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+-]+", "-", slug).strip("-") or "custom"}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", slug).strip("-") or "custom"}
 
 
 def pipeline_tag(task: str, shape: tuple[int, ...], output: str) -> str | None:

@@ -131,7 +131,8 @@ def _logits(evaluation: Evaluation, batch: Batch) -> Tensor:
     signals = evaluation.run(batch)
     if "logits" not in signals:
         raise UserError(f"{evaluation.title} gives no logits to judge; it gives {', '.join(sorted(signals))}")
-    logits: Tensor = signals.logits
+    # A model that hands out a view of a parameter would bring its gradient along, even here.
+    logits: Tensor = signals.logits.detach()
     if logits.ndim != 3:
         raise UserError(
             f"{evaluation.title} gives logits of shape {list(logits.shape)}; a language model's are [B, T, V]"

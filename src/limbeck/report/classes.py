@@ -21,6 +21,8 @@ WITH_CELLS = 40
 """Above this many classes a matrix cannot be read; the pairs mixed up most are listed instead."""
 MOST_ARMS = 4
 """With more arms the reliability diagram shows only teacher, student and the first control."""
+FEW = 5
+"""Bins of fewer samples say little: their accuracy jumps by a fifth and more with one of them."""
 CHANGES = 12
 """Classes whose change is drawn, those that changed most."""
 
@@ -43,13 +45,8 @@ def reliability(run: Run) -> Chart | None:
     figure = canvas(330)
     ax = axes(figure, left=48, right=22, top=36, bottom=92, grid="both")
     ax.plot([0, 1], [0, 1], color=sentinel("muted"), linewidth=1, dashes=(4, 3))
-    for arm, (confidence, accuracy, count) in reversed(curves):
-        colour = sentinel(arm.style.colour)
-        ax.plot(confidence, accuracy, color=colour, linewidth=1.6, linestyle=arm.style.line, solid_capstyle="round")
-        size = 12 + 60 * np.sqrt(count / count.sum())
-        ax.scatter(
-            confidence, accuracy, s=size, marker=arm.style.marker, color=colour, linewidths=0, clip_on=False, zorder=3
-        )
+    for arm, bins in reversed(curves):
+        _reliability_line(ax, arm, *bins)
     _unit_square(ax)
     _key(figure, drawn, 318)
     _histogram(figure, *next((c for c in curves if c[0] is run.student), curves[0]))
@@ -58,7 +55,10 @@ def reliability(run: Run) -> Chart | None:
     says = "Accuracy against confidence. Calibration error: " + ", ".join(
         f"{arm.label} {units.percent(e)}" for arm, e in errors if e is not None
     )
-    caption = "On the dashed line a model is right as often as it says. Marks grow with the samples behind them."
+    caption = (
+        "On the dashed line a model is right as often as it says. Marks grow with the samples behind them; "
+        f"those of fewer than {FEW} samples are not joined."
+    )
     return Chart("reliability", "Reliability", inline(figure, "reliability", says), caption)
 
 
@@ -155,6 +155,17 @@ def _bins(arm: Arm) -> tuple[Floats, Floats, Floats] | None:
     rows = points([list(row) for row in zip(*columns, strict=True)], 3)
     rows = rows[rows[:, 2] > 0] if rows is not None else None
     return (rows[:, 0], rows[:, 1], rows[:, 2]) if rows is not None and len(rows) else None
+
+
+def _reliability_line(ax: Axes, arm: Arm, confidence: Floats, accuracy: Floats, count: Floats) -> None:
+    """A mark for each bin; a line through those whose accuracy is more than chance."""
+    colour = sentinel(arm.style.colour)
+    solid = count >= FEW if (count >= FEW).sum() > 1 else count > 0
+    joined = {"color": colour, "linewidth": 1.6, "linestyle": arm.style.line, "solid_capstyle": "round"}
+    ax.plot(confidence[solid], accuracy[solid], **joined)  # type: ignore[arg-type]
+    size = 12 + 60 * np.sqrt(count / count.sum())
+    marks = {"marker": arm.style.marker, "color": colour, "linewidths": 0, "clip_on": False, "zorder": 3}
+    ax.scatter(confidence, accuracy, s=size, **marks)  # type: ignore[arg-type]
 
 
 def _unit_square(ax: Axes) -> None:

@@ -253,7 +253,16 @@ def _css(style: str) -> str:
     pairs = [part.split(":", 1) for part in style.split(";") if ":" in part]
     kept = []
     for name, value in ((n.strip(), v.strip()) for n, v in pairs):
+        if name == "font":  # the shorthand that older matplotlib writes: [style] [weight] size family
+            kept += _font_parts(value)
+            continue
         if name == "font-family" or (name, value) in (("stroke-linejoin", "round"), ("stroke-linecap", "butt")):
             continue
         kept.append(f"{name}:{_SENTINELS.get(value, value)}")
     return ";".join(kept)
+
+
+def _font_parts(shorthand: str) -> list[str]:
+    before, size, _ = re.split(r"([\d.]+px)", shorthand, maxsplit=1)
+    weight = re.search(r"bold|[1-9]00", before)
+    return [f"font-weight:{weight[0]}" if weight else "", f"font-size:{size}"][not weight :]

@@ -14,6 +14,8 @@ from limbeck.report.html import write_page
 from limbeck.report.labels import info
 from limbeck.report.results import Run, clean, load
 
+DEFAULT = "default"
+"""What the plan calls a setting that the recipe leaves alone."""
 COSTS = ("nfe", "images", "parameters", "latency_ms")
 SECTIONS = {
     "balance": "Kept and cost",
@@ -53,6 +55,7 @@ def citation(paper: object) -> dict[str, str]:
 
 def _facts(run: Run) -> dict[str, Any]:
     quality = _against_costs(run)
+    settings = tables.plan(run)
     return {
         "title": run.title,
         "kind": "run report",
@@ -75,7 +78,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "arms": [arm.label for arm in run.arms],
         "blocks": tables.everything(run),
         "notes": run.lines("notes"),
-        "plan": tables.plan(run),
+        "plan": [row for row in settings if row[2] != DEFAULT],
+        "defaults": [row[:2] for row in settings if row[2] == DEFAULT],
         "recipe": run.recipe,
         "plan_says": _plan_says(run),
         "paper": citation(run.data.get("paper")),
@@ -94,7 +98,7 @@ def _present(section: str, facts: Mapping[str, Any]) -> bool:
         "classes": ("classes", "mixed_up"),
         "training": ("training", "terms"),
         "numbers": ("blocks",),
-        "plan": ("plan", "recipe"),
+        "plan": ("plan", "defaults", "recipe"),
         "origin": ("machine", "provenance", "paper"),
     }
     return any(facts[key] for key in needs.get(section, (section,)))

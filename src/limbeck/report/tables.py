@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,9 +125,16 @@ def everything(run: Run) -> list[Block]:
 def plan(run: Run) -> list[tuple[str, str, str]]:
     """Every setting, its value and where it came from."""
     given = run.data.get("plan")
-    rows = given if isinstance(given, list) else []
-    texts = [[clean(v) for v in row] for row in rows if isinstance(row, list | tuple) and row]
-    return [(row[0], row[1] if len(row) > 1 else "", row[2] if len(row) > 2 else "") for row in texts]
+    rows = [row for row in given if isinstance(row, list) and row] if isinstance(given, list) else []
+    padded = [(*row, "", "")[:3] for row in rows]
+    return [(clean(key), _setting(value), clean(origin or "")) for key, value, origin in padded]
+
+
+def _setting(value: object) -> str:
+    """A value as a recipe spells it; a dash for none."""
+    if value is None or value == "":
+        return units.DASH
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def flattened(values: Mapping[str, Any], most: int = 80) -> list[tuple[str, str]]:

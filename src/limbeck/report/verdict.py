@@ -91,12 +91,11 @@ def _alone(run: Run, metric: Metric, value: float, teacher: float | None) -> str
         return ""
     shown = units.quantity(other, metric.unit)
     who = "trained alone it" if alone.key == "alone" else f"“{alone.label}”"
-    if metric.better and metric.gain(other, value) > 0:
-        return f"; {who} does better, at {shown}"
     if shown == units.quantity(value, metric.unit):
         return f"; {who} reaches the same"
+    better = "does better: it " if metric.better and metric.gain(other, value) > 0 else ""
     kept = teacher is not None and metric.gain(value, teacher) < 0 and _is_kept(metric, teacher)
-    return f"; {who} keeps {units.percent(other / teacher)}" if kept and teacher else f"; {who} reaches {shown}"
+    return f"; {who} {better}" + (f"keeps {units.percent(other / teacher)}" if kept and teacher else f"reaches {shown}")
 
 
 def _condensed(run: Run, metric: Metric, value: float, whole: float | None) -> str:

@@ -1,0 +1,388 @@
+"""A tiny bench for every registered method, made from its own recipe: what the contract tests train.
+
+A method that has a recipe is tried on that recipe, made small by rules that know argument names but no method; one
+without is tried on the default of its family. So a method that is added later is covered without a line here.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_origin
+from unittest import mock
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from limbeck import registry, training
+from limbeck.data import load_data
+from limbeck.data.base import Data
+from limbeck.engine.checkpoint import read_jsonl
+from limbeck.engine.devices import launch
+from limbeck.engine.loop import Loop
+from limbeck.engine.method import Method
+from limbeck.engine.teacher import Teacher
+from limbeck.losses import IGNORE
+from limbeck.models.building import build_model
+from limbeck.recipe import Recipe, load_recipe
+from limbeck.registry import Block, Part, find
+from limbeck.run import Context, placement_of
+from limbeck.stages.cache import cache as fill_caches
+from limbeck.training import Ingredients, Trained
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH, ROWS = 6, 16, 64
+
+DIGITS = {"name": "digits", "train_size": ROWS, "test_size": 20}
+TEXT = {"name": "text", "corpus": "grammar", "characters": 4000, "context": 16}
+IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
+
+CAPS = {
+    "hidden": 16, "width": 16, "dim": 16, "layers": 2, "depth": 2, "heads": 2, "pairs": 32, "pair_steps": 4,
+    "batch_real": 8, "per_class": 2,
+}  # fmt: skip
+"""Largest values of sizes that cost time, by argument name. Every other whole number is cut at 64."""
+
+_CLASSIFIERS = {"data": DIGITS, "teacher": {"name": "mlp", "hidden": 16}, "student": {"name": "mlp", "hidden": 8}}
+_LANGUAGE_MODEL = {"name": "causal_lm", "hidden": 16, "layers": 1, "heads": 2}
+_DENOISER = {"name": "mlp_denoiser", "width": 16, "depth": 1}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "general": _CLASSIFIERS,
+    "vision": _CLASSIFIERS,
+    "language": {"data": TEXT, "teacher": _LANGUAGE_MODEL, "student": _LANGUAGE_MODEL},
+    "diffusion": {"teacher": {"name": "gaussian_ring"}, "student": {"name": "one_step", "net": _DENOISER}},
+    "condensation": {"data": DIGITS, "student": {"name": "synthetic_images", "per_class": 2}},
+}
+"""The bench of a family's method that has no recipe."""
+
+
+@dataclass
+class Bench:
+    """A method and the small recipe that it is tried on."""
+
+    name: str
+    recipe: Recipe
+
+    @property
+    def part(self) -> Part:
+        """The method as the registry reads it."""
+        return find("method", self.name)
+
+    @property
+    def method(self) -> type[Method]:
+        """Its class."""
+        return self.part.load()
+
+    def varied(self, **overrides: Any) -> Recipe:
+        """The small recipe with blocks laid over it."""
+        return self.recipe.with_overrides(overrides) if overrides else self.recipe
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a teacher's logits are all that is asked of every teacher."""
+        needs = self.part.facts.get("needs", {})
+        return bool(needs) and all(set(signals) == {"logits"} for signals in needs.values())
+
+
+@functools.cache
+def bench_of(name: str) -> Bench:
+    """The bench of a method."""
+    recipe = small(load_recipe(path)) if (path := recipe_path(name)) else load_recipe(_default_tree(name))
+    return Bench(name, recipe)
+
+
+def methods() -> list[str]:
+    """Every method that is registered, but those that other tests made."""
+    return [name for name in registry.names("method") if find("method", name).family != "user"]
+
+
+def recipe_path(name: str) -> Path | None:
+    """The recipe of a method: the file that is called like it, else any that names it."""
+    named = sorted(ROOT.glob(f"recipes/*/{name}.yaml"))
+    return next(iter(named or [p for p in recipe_paths() if _method_in(p) == name]), None)
+
+
+def recipe_paths() -> list[Path]:
+    """Every shipped recipe."""
+    return sorted(ROOT.glob("recipes/**/*.yaml"))
+
+
+def _method_in(path: Path) -> str | None:
+    block = (yaml.safe_load(path.read_text(encoding="utf8")) or {}).get("method") or {}
+    return block if isinstance(block, str) else block.get("name")
+
+
+def _default_tree(name: str) -> dict[str, Any]:
+    part = find("method", name)
+    tree: dict[str, Any] = copy.deepcopy(DEFAULTS[part.family])
+    if not part.facts.get("needs"):
+        tree.pop("teacher", None)
+    return {"title": name, **tree, "method": {"name": name}, "train": _train({}), "controls": False}
+
+
+# -- making a recipe small ---------------------------------------------------------------------------------------------
+
+
+def small(recipe: Recipe) -> Recipe:
+    """A recipe with few rows, small networks, a few steps, and nothing but the training."""
+    tree = {k: recipe.tree[k] for k in ("title", "data", "teacher", "teachers", "student", "train") if k in recipe.tree}
+    tree["method"] = _small_block("method", recipe.method.tree())
+    tree["student"] = _small_model(tree["student"])
+    if "teacher" in tree:
+        tree["teacher"] = _small_model(tree["teacher"])
+    if isinstance(tree.get("teachers"), Mapping):
+        tree["teachers"] = {role: _small_model(t) for role, t in tree["teachers"].items()}
+    elif "teachers" in tree:
+        tree["teachers"] = [_small_model(t) for t in tree["teachers"]]
+    if "data" in tree:
+        streams = recipe.tree["data"] if set(recipe.data) != {"data"} else None
+        tree["data"] = {n: _small_data(b) for n, b in streams.items()} if streams else _small_data(tree["data"])
+    tree["train"] = _train(tree.get("train") or {})
+    return load_recipe({**tree, "controls": False}, folder=recipe.source.folder)
+
+
+def _train(given: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in given.items() if k in ("optimizer", "schedule", "clip", "learners", "ema")}
+    return {**kept, "steps": STEPS, "batch_size": BATCH, "log_every": 1, "validate_every": 1e9}
+
+
+def _small_data(block: Any) -> Any:
+    block = {"name": block} if isinstance(block, str) else dict(block)
+    beside = {k: block[k] for k in ("augment", "batch_size") if k in block}
+    if "batch_size" in beside:
+        beside["batch_size"] = BATCH
+    if block["name"] in IMAGES:
+        return {**DIGITS, **beside}
+    if block["name"] == "text" and "prompt_field" not in block:
+        return {**TEXT, **{k: v for k, v in beside.items() if k != "augment"}}
+    return block
+
+
+def _small_model(block: Any) -> Any:
+    if not isinstance(block, Mapping):
+        return block
+    kept = {k: v for k, v in block.items() if k not in ("train", "method")}
+    return _small_block("model", kept)
+
+
+def _small_block(kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes cut, those that the block leaves to the signature too; nested blocks likewise."""
+    part = find(kind, block["name"]) if isinstance(block.get("name"), str) and block["name"] != "auto" else None
+    made = {k: _small_value(k, v) for k, v in block.items()}
+    for p in part.params if part else ():
+        if p.name not in made and type(p.default) is int and p.annotation is int:
+            cut = _small_value(p.name, p.default)
+            made |= {p.name: cut} if cut != p.default else {}
+        if get_origin(p.annotation) is Literal and p.name in block:
+            made[p.name] = block[p.name]  # one of a few allowed values is not ours to cut
+    return made
+
+
+def _small_value(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        nested = isinstance(value.get("name"), str)
+        return _small_block("model", value) if nested and _is_model(value["name"]) else dict(value)
+    if type(value) is int:
+        return min(value, CAPS.get(name, 64))
+    return value
+
+
+def _is_model(name: str) -> bool:
+    return name in registry.names("model")
+
+
+# -- what a run is made of ---------------------------------------------------------------------------------------------
+
+
+def ingredients_of(recipe: Recipe, wrap: Callable[[Any], Any] | None = None) -> Ingredients:
+    """Data, untrained teachers and the device; ``wrap`` may change every training source."""
+    fabric = launch(placement_of(recipe))
+    data = {name: _data(json.dumps(block.tree(), default=str)) for name, block in recipe.data.items()}
+    if wrap is not None:
+        data = {name: replace(d, train=wrap(d.train)) for name, d in data.items()}
+    bare = Ingredients(data, {}, fabric, quiet=True)
+    teachers = {role: _teacher(role, block, bare) for role, block in recipe.teachers.items()}
+    return Ingredients(data, teachers, fabric, quiet=True)
+
+
+@functools.cache
+def _data(block: str) -> Data:
+    tree = json.loads(block)
+    return load_data(load_recipe({"data": tree, "student": "mlp", "method": "supervised"}).data["data"])
+
+
+def _teacher(role: str, block: Any, bare: Ingredients) -> Teacher:
+    """A network with random weights, made more certain than networks start, so that what it says matters."""
+    made = build_model(block.block, offers=bare.offers, seed=11, path=block.path)
+    exact = block.block.name != "auto" and find("model", block.block.name).facts.get("exact")
+    if not exact:
+        for p in made.module.parameters():
+            p.data.mul_(2.0 if p.dim() > 1 else 1.0)
+    return Teacher(made.module, made.gives, role, block.mode)
+
+
+@dataclass
+class Run:
+    """A training that was watched.
+
+    Attributes:
+        loop: as it ended.
+        noted: every value that the loop noted: (step, role, key) and the number.
+        ingredients: data and teachers that it was given.
+        trained: what lies on disk; None where it was interrupted.
+    """
+
+    folder: Path
+    loop: Loop
+    ingredients: Ingredients
+    noted: list[tuple[tuple[int, str, str], float]] = field(default_factory=list)
+    trained: Trained | None = None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that learnt, averages included, by role and name."""
+        found = {}
+        for role, learner in self.loop.learners.items():
+            found |= {f"{role}.{k}": v for k, v in learner.plain.state_dict().items()}
+            for name, average in learner.averages.items():
+                found |= {f"{role}.{name}.{k}": v for k, v in average.values.items()}
+        return found
+
+    def values(self, kind: str) -> dict[tuple[int, str, str], float]:
+        """The noted values of a kind (``term``, ``weighted``, ``share``)."""
+        return {key: value for key, value in self.noted if key[2].startswith(f"{kind}/")}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return list(read_jsonl(self.folder / "metrics.jsonl"))
+
+
+Watch = Callable[[Loop], None]
+
+
+def trained(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int = 0,
+    watch: Watch | None = None,
+    wrap: Callable[[Any], Any] | None = None,
+    fill: bool = False,
+) -> Run:
+    """Train a recipe's student as a run would, and keep what happened.
+
+    Args:
+        recipe: small.
+        folder: of this training.
+        seed: of weights, order and noise.
+        watch: called with the loop before it starts.
+        wrap: changes every training source.
+        fill: fill the teachers' caches first, as the recipe's ``cache`` says.
+    """
+    ingredients = ingredients_of(recipe, wrap)
+    if fill:
+        context = Context(recipe, folder, ingredients.fabric, seed, True, dict(ingredients.data))
+        context.teachers = dict(ingredients.teachers)
+        fill_caches(context)
+    runs: list[Run] = []
+
+    def begin(loop: Loop) -> None:
+        runs.append(Run(folder, loop, ingredients))
+        _listen(loop, runs[-1].noted)
+        if watch is not None:
+            watch(loop)
+
+    with _watched(begin):
+        try:
+            finished = training.train(recipe, ingredients, folder, seed=seed, key="bench")
+        except BaseException as error:
+            error.run = runs[-1] if runs else None  # type: ignore[attr-defined]
+            raise
+    runs[-1].trained = finished
+    return runs[-1]
+
+
+@contextmanager
+def _watched(begin: Watch) -> Iterator[None]:
+    class Watched(Loop):
+        def fit(self) -> Any:
+            begin(self)
+            return super().fit()
+
+    with mock.patch.object(training, "Loop", Watched), mock.patch.object(training, "_loggers", lambda *a: []):
+        yield
+
+
+def _listen(loop: Loop, noted: list[tuple[tuple[int, str, str], float]]) -> None:
+    add = loop.journal.add
+
+    def listen(step: int, role: str, values: Mapping[str, Tensor]) -> None:
+        noted.extend(((step, role, key), float(value.detach())) for key, value in values.items())
+        add(step, role, values)
+
+    loop.journal.add = listen  # type: ignore[method-assign]
+
+
+def stop_after(step: int, code: int = 143) -> Watch:
+    """Ask the loop to stop when that many steps are done, as a signal would."""
+
+    def watch(loop: Loop) -> None:
+        inner = loop.method.after_step
+
+        def after_step(clock: Any) -> None:
+            inner(clock)
+            if clock.step + 1 == step:
+                loop.asked.code = code
+
+        loop.method.after_step = after_step  # type: ignore[method-assign]
+
+    return watch
+
+
+# -- changes that some contracts need ----------------------------------------------------------------------------------
+
+
+class Masked:
+    """A source whose labels are partly hidden: of every third row all, and of every other row the last quarter."""
+
+    def __init__(self, source: Any, *, everything: bool = False) -> None:
+        self._source, self._everything = source, everything
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batch(self, indices: Tensor, view: int = 0) -> dict[str, Any]:
+        batch = dict(self._source.batch(indices, view))
+        hidden = batch["id"] % 3 == 0
+        for name in ("label", "labels"):
+            if name in batch:
+                values = batch[name].clone()
+                values[torch.ones_like(hidden) if self._everything else hidden] = IGNORE
+                if values.dim() > 1:
+                    values[batch["id"] % 2 == 0, values.shape[1] * 3 // 4 :] = IGNORE
+                batch[name] = values
+        return batch
+
+
+def without_batch_statistics(loop: Loop) -> None:
+    """Take out of every learner what makes one sample's output depend on others or on chance."""
+    for learner in loop.learners.values():
+        for module in list(learner.plain.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+                    setattr(module, name, nn.Identity())
+
+
+def changed_argument(block: Block, name: str, value: Any) -> dict[str, Any]:
+    """Overrides of a recipe that give one argument of its method another value."""
+    return {"method": {**block.tree(), name: value}}
