@@ -212,7 +212,7 @@ def _part(part: registry.Part) -> Iterator[str]:
     ]
     if rows:
         yield table(["Argument", "Type", "Default", "Meaning"], rows)
-    for role, signals in part.facts.get("needs", {}).items():
+    for role, signals in part.facts.get("needs", {}).items() if part.kind == "method" else ():
         who = "every teacher" if role == "*" else f"the teacher `{role}`" if role != "teacher" else "its teacher"
         yield f"Needs of {who}: {', '.join(f'`{s}`' for s in sorted(signals))}."
     yield f"Source: `{part.module}`."

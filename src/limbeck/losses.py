@@ -39,7 +39,9 @@ def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """``KL(p || q)`` over the last axis from log-probabilities of equal shape [..., K] -> [...]."""
     same_shape(log_p=log_p, log_q=log_q)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    mass = log_p.exp()
+    # What p gives no mass adds nothing, whatever q says of it: there the difference may be -inf - -inf.
+    return (mass * (log_p - log_q).masked_fill(mass == 0, 0.0)).sum(-1)
 
 
 def js(log_p: Tensor, log_q: Tensor) -> Tensor:

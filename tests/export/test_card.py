@@ -5,7 +5,7 @@ import yaml
 from limbeck.engine.checkpoint import write_json
 from limbeck.errors import UserError
 from limbeck.export import store
-from limbeck.export.card import refresh_exports, write_card
+from limbeck.export.card import refresh_exports, stated_licence, write_card
 from limbeck.export.deliver import deliver
 from limbeck.export.words import one_line
 from limbeck.gallery import evidence_path, sources_hash
@@ -64,6 +64,17 @@ def test_a_loaded_teachers_own_word_on_its_licence_is_carried(card, saved, tmp_p
     assert "teacher: MIT" in text and str(tmp_path) not in text
 
 
+def test_a_downloaded_teachers_card_is_read_for_its_licence(saved, tmp_path):
+    _, folder = saved("causal_lm", tmp_path / "downloaded")
+    (folder / store.CARD).unlink()
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: acme-research\n---\n# A model\n")
+    assert stated_licence(folder) == "acme-research"
+    for text in ("no front matter", "---\n: [\n---\n", "---\n- a\n---\n", "---\nlicense: unknown\n---\n"):
+        (folder / "README.md").write_text(text)
+        assert stated_licence(folder) is None
+    assert stated_licence(tmp_path) is None
+
+
 def test_secrets_and_places_are_not_in_the_card(card, monkeypatch, tmp_path):
     monkeypatch.setenv("MY_TOKEN", "hunter2-hunter2")
     changes = {"notes": "with ${env:MY_TOKEN} from /home/ann/private/data"}
@@ -110,7 +121,7 @@ def test_the_code_on_the_card_of_images_runs_with_and_without_limbeck(card, tmp_
     for part in text.split("```python\n")[1:]:
         exec(part.split("```")[0], scope)
         assert len(scope["images"]) == len(scope["labels"]) == 6
-    assert "A data set" in text and "(images.png)" in text and "training networks in place of" in text
+    assert "A data set" in text and "(images.png)" in text and "training networks in place of `digits`" in text
 
 
 def test_the_paper_can_be_cited(card):

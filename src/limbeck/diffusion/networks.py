@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion.paths import like, precondition
+
+Activation = Literal["silu", "gelu", "relu"]
 
 
 class EDMDenoiser(nn.Module):
@@ -62,10 +65,18 @@ class FourierFeatures(nn.Module):
 
 
 class MLPBackbone(nn.Module):
-    """Residual SiLU layers on the flattened sample, with noise level and class added to the first hidden state."""
+    """Residual layers on the flattened sample, with noise level and class added to the first hidden state."""
 
-    def __init__(self, shape: tuple[int, ...], width: int, depth: int, classes: int | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        depth: int,
+        classes: int | None = None,
+        activation: Activation = "silu",
+    ) -> None:
         super().__init__()
+        self.activation = getattr(nn.functional, activation)
         size = math.prod(shape)
         self.level = FourierFeatures()
         self.embed = nn.Linear(2 * len(self.level.frequencies), width)
@@ -82,8 +93,8 @@ class MLPBackbone(nn.Module):
             rows = torch.full_like(c_noise, null, dtype=torch.long) if label is None else label % (null + 1)
             h = h + self.label(rows)  # -1 wraps to the last row, the unconditional one
         for layer in self.layers:
-            h = h + layer(nn.functional.silu(h))
-        return self.last(nn.functional.silu(h)).reshape(x.shape)
+            h = h + layer(self.activation(h))
+        return self.last(self.activation(h)).reshape(x.shape)
 
 
 class OneStep(nn.Module):

@@ -15,7 +15,16 @@ from limbeck.engine.checkpoint import write_text
 from limbeck.errors import UserError
 from limbeck.export import store
 from limbeck.export.images import ARRAYS, PICTURE
-from limbeck.export.words import NOT_STATED, bibtex, citation, licence_fields, one_line, pipeline_tag, table
+from limbeck.export.words import (
+    NOT_STATED,
+    bibtex,
+    citation,
+    licence_fields,
+    one_line,
+    pipeline_tag,
+    table,
+    without_paths,
+)
 from limbeck.gallery import evidence_path, evidence_state
 from limbeck.report.labels import ordered
 from limbeck.report.units import quantity
@@ -26,6 +35,9 @@ if TYPE_CHECKING:
 
 README = "README.md"
 BEGIN, END = "<!-- exports -->", "<!-- end of exports -->"
+TOLD = ("title", "paper", "notes", "claim", "licence", "slow", "extends")
+"""Keys of a recipe that the card tells in words, or that say nothing about what was done."""
+PT2 = "A `.pt2` file holds a small pickle of torch's: open only one you trust."
 SHORT = 12
 """Hex digits of a hash that a reader is shown."""
 
@@ -99,11 +111,24 @@ def refresh_exports(folder: Path) -> None:
         write_text(path, before + _export_list(store.read_card(folder)) + after)
 
 
+def stated_licence(folder: Path) -> str | None:
+    """The licence in the front matter of a model folder's own card, if there is one."""
+    try:
+        _, front, _ = (folder / README).read_text(encoding="utf8").split("---\n", 2)
+        found = yaml.safe_load(front)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    licence = found.get("license_name") or found.get("license") if isinstance(found, dict) else None
+    return str(licence) if licence and licence != "unknown" else None
+
+
 def front_matter(facts: Facts) -> str:
     """The YAML that hubs read."""
     about, spec = facts.about, facts.spec
+    shape = tuple(spec.get("shape") or ())
     family = facts.results.get("family")
     tags = ["limbeck", "distillation", family if family != "general" else None, about.get("method")]
+    tags += ["dataset-distillation"] if facts.is_images else []
     tags += ["transformers"] if facts.model["layout"] == "transformers" else []
     tags += [f"arxiv:{about['paper']['arxiv']}"] if (about.get("paper") or {}).get("arxiv") else []
     fields = {
@@ -111,7 +136,7 @@ def front_matter(facts: Facts) -> str:
         "tags": list(dict.fromkeys(str(t) for t in tags if t)),
         **licence_fields(about.get("licence")),
         "base_model": about.get("base_model"),
-        "pipeline_tag": pipeline_tag(spec.get("task", ""), tuple(spec.get("shape") or ()), facts.output),
+        "pipeline_tag": None if facts.is_images else pipeline_tag(spec.get("task", ""), shape, facts.output),
         "metrics": [k for k in ("accuracy", "perplexity") if k in facts.student.get("metrics", {})] or None,
     }
     return yaml.safe_dump({k: v for k, v in fields.items() if v}, sort_keys=False, allow_unicode=True)
@@ -123,18 +148,21 @@ def front_matter(facts: Facts) -> str:
 
 def _opening(facts: Facts) -> str:
     student = one_line(facts.student.get("describe") or facts.model["model"]["name"])
-    teachers = [one_line(t["describe"]) for t in facts.about.get("teachers", [])]
-    data = " and ".join(one_line(d["name"]) for d in facts.about.get("data", []))
-    what = "A data set" if facts.is_images else "A student network"
-    of = f" distilled from {' and '.join(f'`{t}`' for t in teachers)}" if teachers else " trained without a teacher"
-    on = f" on the data `{data}`" if data else " without data"
-    picture = f"\n\n![the images, a row for each class]({PICTURE})" if (facts.folder / PICTURE).is_file() else ""
-    return (
-        f"# {one_line(facts.about.get('title') or 'Distilled student')}\n\n"
-        f"{what}, `{student}`,{of}{on} with the method `{facts.about.get('method')}` by "
-        f"[limbeck](https://limbeck.readthedocs.io) {facts.about.get('limbeck', __version__)}.\n\n"
-        f"**{one_line(kept(facts.results))}**{picture}"
-    )
+    sources = [f"`{one_line(t['describe'])}`" for t in facts.about.get("teachers", [])]
+    data = [f"the data `{one_line(d['name'])}`" for d in facts.about.get("data", [])]
+    if facts.is_images:
+        what = f"A data set, `{student}`, distilled from {' and '.join([*data, *sources])}"
+    else:
+        of = f"distilled from {' and '.join(sources)}" if sources else "trained without a teacher"
+        what = f"A student network, `{student}`, {of} {'on ' + ' and '.join(data) if data else 'without data'}"
+    title, version = one_line(facts.about.get("title") or "Distilled student"), facts.about.get("limbeck", __version__)
+    by = f"with the method `{facts.about.get('method')}` by [limbeck](https://limbeck.readthedocs.io) {version}"
+    parts = [f"# {title}", f"{what}, {by}."]
+    if facts.student.get("metrics"):
+        parts.append(f"**{one_line(kept(facts.results))}**")
+    if (facts.folder / PICTURE).is_file():
+        parts.append(f"![the images]({PICTURE})")
+    return "\n\n".join(parts)
 
 
 def _numbers(facts: Facts) -> str:
@@ -227,15 +255,12 @@ def _export_list(model: Mapping[str, Any]) -> str:
         return f"{BEGIN}\n{END}"
     rows = [["File", "Format", "Inputs", "Checked against", "Largest difference"]]
     for format, facts in exports.items():
+        name = f"`{facts['file']}{'/' if 'files' in facts else ''}`"
         inputs = "; ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in facts["inputs"].items())
         checked = facts["checked"]
         gap = f"{checked['largest_difference']:.1e} ({checked['relative']:.1e} of the largest output)"
-        rows.append([f"`{facts['file']}`", format, inputs, f"{checked['against']}, {checked['on']}", gap])
-    note = (
-        "\n\nA `.pt2` file holds a small pickle of torch's: open only one you trust."
-        if "torch_export" in exports
-        else ""
-    )
+        rows.append([name, format, inputs, f"{checked['against']}, {checked['on']}", gap])
+    note = f"\n\n{PT2}" if "torch_export" in exports else ""
     return f"{BEGIN}\n## Other formats\n\n{table(rows)}{note}\n{END}"
 
 
@@ -253,21 +278,23 @@ def _origin(facts: Facts) -> str:
     ]
     lines += ["", "## Data", ""]
     lines.append(table([["Data", "Fingerprint", "Licence"], *data]) if data else "No data: the method needs none.")
-    lines += ["", "## Licence", "", f"Of this student: {one_line(facts.about.get('licence') or NOT_STATED)}."]
+    lines += ["", "## Licence", "", f"- Of this student: {one_line(facts.about.get('licence') or NOT_STATED)}."]
     carried = [f"{t['role']}: {one_line(t['licence'] or NOT_STATED)}" for t in facts.about.get("teachers", [])]
+    if facts.is_images:
+        carried += [f"`{one_line(d['name'])}`: {d['licence'] or NOT_STATED}" for d in facts.about.get("data", [])]
     if carried:
-        lines.append(f"Of what it was distilled from, which may bind its use: {'; '.join(carried)}.")
+        lines.append(f"- Of what it was distilled from, which may bind its use: {'; '.join(carried)}.")
     return "\n".join(lines)
 
 
 def _use(facts: Facts) -> str:
-    data = " and ".join(one_line(d["name"]) for d in facts.about.get("data", [])) or "its teacher"
+    data = " and ".join(f"`{one_line(d['name'])}`" for d in facts.about.get("data", [])) or "what its teacher knows"
     use = {
-        "classification": f"classifying inputs like those of `{data}`",
-        "language": f"predicting text like that of `{data}`",
-        "generation": f"sampling like `{data}`",
-    }.get(facts.spec.get("task", ""), f"the task of `{data}`")
-    use = f"training networks in place of `{data}`" if facts.is_images else use
+        "classification": f"classifying inputs like those of {data}",
+        "language": f"predicting text like that of {data}",
+        "generation": f"drawing samples like those of {data if facts.about.get('data') else 'its teacher'}",
+    }.get(facts.spec.get("task", ""), f"the task of {data}")
+    use = f"training networks in place of {data}" if facts.is_images else use
     return (
         f"## Intended use\n\nResearch, and {use}. It was judged only on the numbers above: not on other data, "
         "nor for fairness or safety; it can repeat the errors of its teacher and of the data."
@@ -275,12 +302,15 @@ def _use(facts: Facts) -> str:
 
 
 def _method(facts: Facts) -> str:
+    part = registry.find("method", facts.recipe.method.name)
+    says = one_line(part.doc.split("\n")[0])
+    parts = ["## Method", f"`{part.name}`: {says}" if says else f"`{part.name}`"]
     paper = facts.about.get("paper")
-    block = yaml.safe_dump({"method": facts.recipe.method.tree()}, sort_keys=False, allow_unicode=True).strip()
-    parts = ["## Method", _code(block, "yaml")]
     if paper:
         parts += [f"Paper: {citation(paper)}", _code(bibtex(paper), "bibtex")]
-    return "\n\n".join(parts)
+    tree = {k: v for k, v in facts.recipe.tree.items() if k not in TOLD}
+    recipe = without_paths(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).strip())
+    return "\n\n".join([*parts, "The recipe (values it leaves out are limbeck's defaults):", _code(recipe, "yaml")])
 
 
 def _evidence(facts: Facts) -> str:

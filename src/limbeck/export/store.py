@@ -147,7 +147,8 @@ def _block(folder: Path, tree: Mapping[str, Any], trust_code: bool) -> Block:
     if foreign and not trust_code:
         raise UserError(
             f"the model in {folder} is of the class {foreign[0]}, which is not part of limbeck, and no file makes "
-            f"limbeck run code: load it with trust_code=True, or into=<that network, built by you>"
+            f"limbeck run code: load it with trust_code=True (--trust-code), or into= a network that you built; "
+            f"in a recipe, give 'name: {foreign[0]}' beside its path"
         )
     mistakes: list[Mistake] = []
     check = Checker(folder, Environment({}), mistakes)

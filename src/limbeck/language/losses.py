@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limbeck.engine.method import Term
 from limbeck.errors import UserError
-from limbeck.losses import IGNORE, log_softmax, same_shape
+from limbeck.losses import IGNORE, kl, log_softmax, same_shape
 from limbeck.registry import register
 
 Divergence = Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"]
@@ -26,12 +26,12 @@ _FLOOR = -1e4
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """``KL(p || q)``: the student must cover all that the teacher does."""
-    return _kl(log_p, log_q)
+    return kl(log_p, log_q)
 
 
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """``KL(q || p)``: the student must not do what the teacher does not. Infinite where q has mass and p has none."""
-    return _kl(log_q, log_p)
+    return kl(log_q, log_p)
 
 
 def generalised_jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
@@ -49,7 +49,7 @@ def generalised_jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
     if beta == 1:
         return reverse_kl(log_p, log_q)
     log_m = _log_mix(log_p, log_q, beta)
-    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
 
 def skew_forward_kl(log_p: Tensor, log_q: Tensor, skew: float = 0.1) -> Tensor:
@@ -59,7 +59,7 @@ def skew_forward_kl(log_p: Tensor, log_q: Tensor, skew: float = 0.1) -> Tensor:
         ValueError: the shapes differ or ``skew`` is outside [0, 1].
     """
     _in_unit_interval("skew", skew)
-    return _kl(log_p, log_q if skew == 0 else _log_mix(log_p, log_q, skew))
+    return kl(log_p, log_q if skew == 0 else _log_mix(log_p, log_q, skew))
 
 
 def skew_reverse_kl(log_p: Tensor, log_q: Tensor, skew: float = 0.1) -> Tensor:
@@ -69,7 +69,7 @@ def skew_reverse_kl(log_p: Tensor, log_q: Tensor, skew: float = 0.1) -> Tensor:
         ValueError: the shapes differ or ``skew`` is outside [0, 1].
     """
     _in_unit_interval("skew", skew)
-    return _kl(log_q, log_p if skew == 0 else _log_mix(log_q, log_p, skew))
+    return kl(log_q, log_p if skew == 0 else _log_mix(log_q, log_p, skew))
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -126,12 +126,6 @@ def _divergence(log_p: Tensor, log_q: Tensor, direction: Divergence, beta: float
         case "tvd":
             return total_variation(log_p, log_q)
     raise ValueError(f"no divergence is called '{direction}'")
-
-
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    same_shape(log_p=log_a, log_q=log_b)
-    mass = log_a.exp()
-    return (mass * (log_a - log_b).masked_fill(mass == 0, 0.0)).sum(-1)
 
 
 def _log_mix(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:

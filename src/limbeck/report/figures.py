@@ -265,4 +265,4 @@ def _css(style: str) -> str:
 def _font_parts(shorthand: str) -> list[str]:
     before, size, _ = re.split(r"([\d.]+px)", shorthand, maxsplit=1)
     weight = re.search(r"bold|[1-9]00", before)
-    return [f"font-weight:{weight[0]}" if weight else "", f"font-size:{size}"][not weight :]
+    return [*([f"font-weight:{weight[0]}"] if weight else []), f"font-size:{size}"]

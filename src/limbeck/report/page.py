@@ -158,7 +158,7 @@ def _samples(run: Run) -> dict[str, Any]:
     if points:
         says.append("Points that each arm generates, to the same scale; the shading is the density of the reference.")
     if galleries:
-        says.append("Images as they are delivered.")
+        says.append("Images that each arm holds or makes.")
     if passages:
         says.append("The same prompts, continued by every arm.")
     return {"samples": points, "galleries": galleries, "passages": passages, "samples_says": " ".join(says)}

@@ -13,11 +13,11 @@ from limbeck.engine.checkpoint import atomic
 from limbeck.errors import UserError
 from limbeck.export import store
 from limbeck.export.calls import example_rows
-from limbeck.export.card import write_card
+from limbeck.export.card import stated_licence, write_card
 from limbeck.export.deliver import deliver
 from limbeck.export.formats import EXAMPLES, STUDENT, clear_leftovers, export, is_done
 from limbeck.export.words import one_line
-from limbeck.registry import register
+from limbeck.registry import Block, register
 from limbeck.run import RESULTS, Context
 from limbeck.stages.evaluate import results
 from limbeck.training import MODEL
@@ -94,7 +94,7 @@ def origin(context: Context) -> dict[str, Any]:
         "data": [
             {
                 "stream": stream,
-                "name": recipe.data[stream].name,
+                "name": spelt(recipe.data[stream]),
                 "fingerprint": getattr(data.train or data.test, "fingerprint", ""),
                 "licence": data.spec.licence,
             }
@@ -105,6 +105,13 @@ def origin(context: Context) -> dict[str, Any]:
         "limbeck": __version__,
     }
     return json.loads(recipe.redact(json.dumps(about)))
+
+
+def spelt(block: Block) -> str:
+    """A block in a few words: its name and its plain arguments, places on this machine left out."""
+    plain = {k: v for k, v in block.args.items() if isinstance(v, int | float | str)}
+    listed = ", ".join(f"{k}={v}" for k, v in plain.items())
+    return one_line(f"{block.name}({listed})" if listed else block.name)
 
 
 def _teacher(context: Context, role: str) -> dict[str, Any]:
@@ -119,9 +126,11 @@ def _teacher(context: Context, role: str) -> dict[str, Any]:
 
 def _licence(block: Any) -> str | None:
     """A teacher's licence: the recipe's word, or what the folder that it was loaded from says of itself."""
-    if block.licence or block.path is None or not (block.path / store.CARD).is_file():
+    if block.licence or block.path is None or not block.path.is_dir():
         return block.licence
-    return store.read_card(block.path)["about"].get("licence")
+    if (block.path / store.CARD).is_file():
+        return store.read_card(block.path)["about"].get("licence")
+    return stated_licence(block.path)
 
 
 def _base_model(context: Context) -> str | None:

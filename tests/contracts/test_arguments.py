@@ -1,0 +1,193 @@
+"""No dead hyper-parameter, no scheduled one that is read too early, and controls for every method."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytest
+import torch
+from toolkit.benches import Bench, Run, Watch, bench_of, methods, trained
+
+from limbeck.engine.loop import Loop
+from limbeck.errors import UserError
+from limbeck.recipe import RecipeError
+from limbeck.registry import Param, find
+
+REFUSED = (UserError, ValueError, RecipeError)
+
+
+# -- other values of an argument ---------------------------------------------------------------------------------------
+
+
+def kinds(annotation: Any) -> list[Any]:
+    """The plain types that an annotation allows."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [k for member in get_args(annotation) for k in kinds(member)]
+    return [annotation]
+
+
+def others(param: Param, value: Any) -> list[Any]:
+    """Values to try in place of ``value``; the first that is accepted will do, but of words each one must."""
+    found: list[Any] = []
+    for kind in kinds(param.annotation):
+        if get_origin(kind) is Literal:
+            found += [word for word in get_args(kind) if word != value]
+        elif kind is bool:
+            found += [not value]
+        elif kind is float:
+            start = value if isinstance(value, int | float) else 0.5
+            found += [start * 1.5 + 0.05, start * 0.5, 0.3, 0.9]
+        elif kind is int:
+            start = value if isinstance(value, int) else 3
+            found += [start + 1, start - 1, 2 * start, 1, 2]
+        elif get_origin(kind) in (tuple, list) and isinstance(value, list | tuple) and len(value) > 1:
+            found += [list(value)[1:]]
+    return [v for v in found if v != value]
+
+
+def testable(param: Param) -> bool:
+    """Whether an argument has a plain value that can be changed."""
+    return bool(others(param, None if param.required else param.default))
+
+
+def is_words(param: Param) -> bool:
+    """Whether every other value has to make a difference."""
+    return any(get_origin(k) is Literal for k in kinds(param.annotation))
+
+
+ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if testable(p)]
+FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]
+
+
+def contexts(bench: Bench, name: str) -> Iterator[dict[str, Any]]:
+    """Where an argument is looked for: the bench, the bench with another mode, and other models of the same kind.
+
+    Many an argument belongs to a mode (``beta`` to ``direction: jsd``), so it must be alive in one of these.
+    """
+    yield {}
+    for p in bench.part.params:
+        if p.name != name and (is_words(p) or bool in kinds(p.annotation)):
+            now = bench.recipe.method.args.get(p.name, p.default)
+            yield from ({"method": {p.name: other}} for other in others(p, now))
+    student = bench.recipe.tree["student"]
+    if isinstance(student, Mapping) and isinstance(student.get("net"), Mapping):
+        yield {"teacher": {"classes": 4}, "student": {"net": {"classes": 4}}}  # a conditional generator
+        network = {k: v for k, v in student["net"].items() if k != "classes"}
+        yield {"teacher": {**_nothing(bench.recipe.tree.get("teacher")), **network}}  # a teacher of the student's kind
+
+
+def _nothing(block: Any) -> dict[str, None]:
+    return dict.fromkeys(block) if isinstance(block, Mapping) else {}
+
+
+# -- what a value does -------------------------------------------------------------------------------------------------
+
+
+def outcome(bench: Bench, context: Mapping[str, Any], change: Mapping[str, Any], folder: Path, watch: Watch | None = None) -> Run | None:
+    """A short training in a context with arguments changed; None where these are refused."""
+    method = {**context.get("method", {}), **change}
+    try:
+        recipe = bench.varied(**{**context, "method": method, "train": {"steps": 3}})
+        return trained(recipe, folder, watch=watch)
+    except REFUSED:
+        return None
+
+
+def same(one: Run, other: Run) -> bool:
+    """Whether two trainings did the same, to the last bit."""
+    a, b = one.weights, other.weights
+    if a.keys() != b.keys() or one.values("weighted") != other.values("weighted"):
+        return False
+    return all(v.shape == b[k].shape and torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The training of a bench in a context, once."""
+
+    @cache
+    def run(name: str, context: str) -> Run | None:
+        return outcome(bench_of(name), json.loads(context), {}, tmp_path_factory.mktemp("plain"))
+
+    return lambda bench, context: run(bench.name, json.dumps(context))
+
+
+def difference(bench: Bench, param: Param, wanted: Any, plain: Any, folder: Path) -> tuple[dict[str, Any], Any, Run] | None:
+    """The context, value and training in which one of the ``wanted`` values makes a difference."""
+    for i, context in enumerate(contexts(bench, param.name)):
+        base = plain(bench, context)
+        for j, value in enumerate(wanted if base is not None else ()):
+            run = outcome(bench, context, {param.name: value}, folder / f"{i}-{j}")
+            if run is not None and not same(base, run):
+                return context, value, run
+            if run is not None and not is_words(param):
+                break
+    return None
+
+
+@pytest.mark.parametrize(("method", "argument"), ARGUMENTS)
+def test_every_argument_changes_what_is_learnt(method: str, argument: str, plain: Any, tmp_path: Path) -> None:
+    bench, param = bench_of(method), find("method", method).param(argument)
+    assert param is not None
+    now = bench.recipe.method.args.get(argument, None if param.required else param.default)
+    values = others(param, now)
+    for number, wanted in enumerate([[v] for v in values] if is_words(param) else [values]):
+        found = difference(bench, param, wanted, plain, tmp_path / str(number))
+        assert found, f"{method}: {argument}={wanted} in place of {now!r} changes nothing: a dead argument"
+
+
+@pytest.mark.parametrize(("method", "argument"), FLOATS)
+def test_every_number_is_read_at_the_step(method: str, argument: str, plain: Any, tmp_path: Path) -> None:
+    """A recipe may schedule any float, and the loop then writes it to the attribute of that name before each step."""
+    bench, param = bench_of(method), find("method", method).param(argument)
+    assert param is not None
+    if argument in getattr(bench.method, "fixed", ()):
+        return
+    now = bench.recipe.method.args.get(argument, None if param.required else param.default)
+    found = difference(bench, param, others(param, now), plain, tmp_path / "given")
+    assert found, f"{method}: {argument} is a dead argument"
+    context, value, given = found
+
+    def write(loop: Loop) -> None:
+        assert vars(loop.method).get(argument, "missing") != "missing", f"{argument} is not kept under its own name"
+        setattr(loop.method, argument, value)
+
+    written = outcome(bench, context, {}, tmp_path / "written", watch=write)
+    assert written is not None and same(given, written), (
+        f"{method}: {argument} written after the set-up does not act as when it is given: read self.{argument} at the "
+        f"step, or name it in the class attribute `fixed`"
+    )
+
+
+# -- contract 9: controls ----------------------------------------------------------------------------------------------
+
+
+def controls_of(method: str) -> Mapping[str, Mapping[str, Any]]:
+    """The control arms that a method declares."""
+    return bench_of(method).method.controls
+
+
+def test_every_method_has_a_control(bench: Bench) -> None:
+    used = {arm.get("method", {}).get("name") for m in methods() for arm in controls_of(m).values()}
+    assert controls_of(bench.name) or bench.name in used, "name the arm that this method has to beat"
+
+
+def test_every_control_is_a_recipe_that_differs(bench: Bench) -> None:
+    for name, overrides in controls_of(bench.name).items():
+        arm = bench.recipe.with_overrides({"controls": False, **overrides})
+        assert arm.method != bench.recipe.method or arm.student != bench.recipe.student, name
+        assert name.isidentifier()
+
+
+def test_the_registry_reads_the_same_facts_as_python_sees(bench: Bench) -> None:
+    """A fact that is no literal, or only inherited, is invisible to the check of a recipe."""
+    facts, own = bench.part.facts, bench.method
+    assert {k: set(v) for k, v in facts.get("needs", {}).items()} == {k: set(v) for k, v in own.needs.items()}
+    assert facts.get("data_free", False) == own.data_free
+    assert facts.get("truncated", False) == own.truncated
+    assert dict(bench.recipe.with_overrides({"controls": True}).control_arms) == dict(own.controls)
