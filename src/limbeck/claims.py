@@ -55,10 +55,11 @@ class Verdict:
     hashes: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     recorded: str = ""
+    page: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; where the page lies is no part of the outcome."""
+        return {k: v for k, v in asdict(self).items() if k != "page"}
 
     def text(self) -> str:
         """The verdict for a terminal."""
@@ -71,7 +72,7 @@ class Verdict:
             lines.append(f"      {arm}: {', '.join(shown)}")
         if self.because and not self.holds:
             lines.append(f"  because: {self.because}")
-        lines.append(f"  {len(self.seeds)} seeds, {self.seconds:.0f} s")
+        lines.append(f"  {len(self.seeds)} seeds, {self.seconds:.0f} s" + (f"; {self.page}" if self.page else ""))
         return "\n".join(lines)
 
     def _named(self) -> set[str]:
@@ -95,6 +96,8 @@ def prove(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if recipe.claim is None:
         raise UserError(f"{recipe.path or recipe.title} makes no claim: give it a claim block")
+    from limbeck.report.proof import write_proof
+
     began = time.monotonic()
     arms = claimed_arms(recipe)
     seeds = seeds_of(recipe)
@@ -123,6 +126,7 @@ def prove(
     )
     if record:
         write_json(evidence_path(recipe), verdict.as_dict())
+    verdict.page = write_proof(verdict.as_dict(), Path(runs) / "proofs" / f"{verdict.family}-{verdict.slug}.html")
     return verdict
 
 

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ from limbeck.engine.checkpoint import write_json, write_text
 from limbeck.engine.devices import Placement, launch
 from limbeck.engine.progress import say
 from limbeck.engine.teacher import Teacher
+from limbeck.processes import once
 from limbeck.recipe import Recipe, load_recipe
 from limbeck.registry import Block, find
 from limbeck.training import Ingredients
@@ -87,6 +88,10 @@ class Context:
     def artifact(self, name: str, key: str) -> Path:
         """The folder of an artifact that depends on ``key``."""
         return self.folder / "artifacts" / f"{name}-{key[:10]}"
+
+    def once(self, work: Callable[[], Any]) -> None:
+        """Let the first process do something while the others wait; its :class:`UserError` is raised in all."""
+        once(self.fabric, work)
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal, once."""

@@ -50,7 +50,7 @@ def others(param: Param, value: Any) -> list[Any]:
     return [v for v in found if v != value]
 
 
-def testable(param: Param) -> bool:
+def has_others(param: Param) -> bool:
     """Whether an argument has a plain value that can be changed."""
     return bool(others(param, None if param.required else param.default))
 
@@ -60,7 +60,7 @@ def is_words(param: Param) -> bool:
     return any(get_origin(k) is Literal for k in kinds(param.annotation))
 
 
-ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if testable(p)]
+ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if has_others(p)]
 FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]
 
 
@@ -93,7 +93,7 @@ def outcome(bench: Bench, context: Mapping[str, Any], change: Mapping[str, Any],
     method = {**context.get("method", {}), **change}
     try:
         recipe = bench.varied(**{**context, "method": method, "train": {"steps": 3}})
-        return trained(recipe, folder, watch=watch)
+        return trained(recipe, folder, watch=watch, keep=False)
     except REFUSED:
         return None
 
@@ -125,8 +125,8 @@ def difference(bench: Bench, param: Param, wanted: Any, plain: Any, folder: Path
             run = outcome(bench, context, {param.name: value}, folder / f"{i}-{j}")
             if run is not None and not same(base, run):
                 return context, value, run
-            if run is not None and not is_words(param):
-                break
+            if run is not None and i > 0:
+                break  # in a mode where it is dead, it is so at every value
     return None
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from limbeck import cli, gallery, registry
 from limbeck.recipe import load_recipe
 

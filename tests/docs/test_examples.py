@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from limbeck.cli import main
 from limbeck.engine.loop import Loop
 from limbeck.losses import soft_kl

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tomllib
 
-import limbeck
 import yaml
+
+import limbeck
 
 from .conftest import ROOT
 

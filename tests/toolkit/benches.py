@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -202,13 +202,16 @@ def _is_model(name: str) -> bool:
 
 def ingredients_of(recipe: Recipe, wrap: Callable[[Any], Any] | None = None) -> Ingredients:
     """Data, untrained teachers and the device; ``wrap`` may change every training source."""
-    fabric = launch(placement_of(recipe))
+    fabric = _fabric(placement_of(recipe))
     data = {name: _data(json.dumps(block.tree(), default=str)) for name, block in recipe.data.items()}
     if wrap is not None:
         data = {name: replace(d, train=wrap(d.train)) for name, d in data.items()}
     bare = Ingredients(data, {}, fabric, quiet=True)
     teachers = {role: _teacher(role, block, bare) for role, block in recipe.teachers.items()}
     return Ingredients(data, teachers, fabric, quiet=True)
+
+
+_fabric = functools.cache(launch)
 
 
 @functools.cache
@@ -275,6 +278,7 @@ def trained(
     watch: Watch | None = None,
     wrap: Callable[[Any], Any] | None = None,
     fill: bool = False,
+    keep: bool = True,
 ) -> Run:
     """Train a recipe's student as a run would, and keep what happened.
 
@@ -285,6 +289,7 @@ def trained(
         watch: called with the loop before it starts.
         wrap: changes every training source.
         fill: fill the teachers' caches first, as the recipe's ``cache`` says.
+        keep: write checkpoints and the student, and measure shares; without it a run takes half the time.
     """
     ingredients = ingredients_of(recipe, wrap)
     if fill:
@@ -296,10 +301,13 @@ def trained(
     def begin(loop: Loop) -> None:
         runs.append(Run(folder, loop, ingredients))
         _listen(loop, runs[-1].noted)
+        if not keep:
+            loop.journal.measure = lambda *a: None  # type: ignore[method-assign]
+            loop._save = lambda: None  # type: ignore[method-assign]
         if watch is not None:
             watch(loop)
 
-    with _watched(begin):
+    with _watched(begin), nullcontext() if keep else mock.patch.object(training.store, "save"):
         try:
             finished = training.train(recipe, ingredients, folder, seed=seed, key="bench")
         except BaseException as error:

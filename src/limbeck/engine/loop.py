@@ -129,12 +129,12 @@ class Loop:
         try:
             with self.asked:
                 self._train(progress)
+            self._save()
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}; the last good checkpoint is in {self.folder / 'checkpoints'}") from None
         finally:
             for logger in self.loggers:
                 logger.close()
-        self._save()
         progress.close(note(self.last))
         return self._outcome()
 

@@ -36,13 +36,7 @@ def cache(context: Context) -> None:
     for role, teacher in context.teachers.items():
         signals = set(needs.get(role, needs.get("*", {"logits"})))
         folder = cache_root() / "signals" / f"{teacher.hash[:16]}-{source.fingerprint[:16]}-{spec.key(signals)}"
-        if context.first:
-            device = context.fabric.device
-            teacher.module.to(device)
-            kept = fill(folder, teacher, source, spec, signals, batch_size=256, device=device)
-            kept.verify(teacher.compute, source, settings.verify, device=device)
-            context.warnings += kept.warnings
-        context.fabric.barrier()
+        context.once(partial(_fill, context, teacher, source, folder, spec, signals))
         teacher.stored = TeacherCache.open(folder, teacher_hash=teacher.hash, fingerprint=source.fingerprint)
         context.say(f"cache: {role}'s {', '.join(sorted(signals))} from {folder}")
 

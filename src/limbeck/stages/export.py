@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ def export_student(context: Context) -> None:
     Raises:
         UserError: no student was trained, or a format could not be made (the student itself is delivered by then).
     """
-    if context.first:
-        folder = _deliver(context)
-        failed = [f"{name}: {error}" for name in context.recipe.export if (error := _export(context, folder, name))]
-        if failed:
-            says = "; ".join(failed)
-            raise UserError(f"the student is in {folder}, but not every format could be exported: {says}")
-    context.fabric.barrier()
+    context.once(partial(_deliver_and_export, context))
+
+
+def _deliver_and_export(context: Context) -> None:
+    folder = _deliver(context)
+    failed = [f"{name}: {error}" for name in context.recipe.export if (error := _export(context, folder, name))]
+    if failed:
+        says = "; ".join(failed)
+        raise UserError(f"the student is in {folder}, but not every format could be exported: {says}")
 
 
 def _deliver(context: Context) -> Path:

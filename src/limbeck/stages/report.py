@@ -10,6 +10,4 @@ from limbeck.run import Context
 @register("stage")
 def report(context: Context) -> None:
     """Write ``report.html`` from what the run left on disk."""
-    if context.first:
-        write_report(context.folder)
-    context.fabric.barrier()
+    context.once(lambda: write_report(context.folder))

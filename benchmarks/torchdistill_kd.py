@@ -1,0 +1,192 @@
+"""limbeck's loop beside torchdistill's distillation step: the same networks, tensors, order and optimizer.
+
+torchdistill is not a dependency. To compare, put it into a folder of its own and name that in ``PYTHONPATH``::
+
+    pip install --no-deps --target DIR torchdistill==1.1.5
+    PYTHONPATH=DIR python -m benchmarks torchdistill_kd
+
+It imports torchvision; where that is missing, a stand-in that is never called is made in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Report, Row, race, steps_of
+from benchmarks.tasks import (
+    CE_WEIGHT,
+    HUNDRED_MS,
+    LENGTH,
+    LR,
+    TEMPERATURE,
+    TEN_MS,
+    TINY,
+    PlainKD,
+    Task,
+    check_same,
+    limbeck_loop,
+)
+
+ABOUT = "a KD step in limbeck's loop against torchdistill 1.1.5"
+MISSING = "torchdistill is not installed: pip install --no-deps --target DIR torchdistill==1.1.5, then PYTHONPATH=DIR"
+GOAL = 1.0
+STAND_IN = {
+    "__init__.py": "from . import datasets, models, transforms",
+    "datasets.py": "",
+    "transforms.py": "",
+    "models/__init__.py": "from . import densenet, detection, resnet, segmentation",
+    "models/detection.py": "",
+    "models/segmentation.py": "",
+    "models/densenet.py": "_DenseBlock = _Transition = None",
+    "models/resnet.py": "BasicBlock = conv1x1 = None",
+}
+
+
+def run(*, quick: bool = False) -> Report:
+    """torchdistill's hooks and loss alone, its distillation box, and limbeck, in turns."""
+    report = Report("torchdistill_kd", ABOUT)
+    if find_spec("torchdistill") is None:
+        report.skipped = MISSING
+        return report
+    sizes = [(TINY, 2, 3)] if quick else [(TEN_MS, 20, LENGTH), (HUNDRED_MS, 6, LENGTH)]
+    with torchvision():
+        for task, rounds, length in sizes:
+            report.rows += _compare(task, rounds, length)
+    report.notes.append(
+        "ratios are of processor time, one thread; limbeck's side logs every term and measures shares, torchdistill's "
+        "is the bare step of its hooks and loss, or of its box, without any log"
+    )
+    return report
+
+
+def _compare(task: Task, rounds: int, length: int) -> list[Row]:
+    steps = steps_of(rounds, length)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        check_same(task, folder / "check")
+        check_same_losses(task)
+        laps = race(
+            {
+                "hooks": lambda tick: Hooks(task).train(steps, tick),
+                "limbeck": lambda tick: limbeck_loop(task, folder / "run", steps, tick).fit() and None,
+                "box": lambda tick: Box(task).train(steps, tick),
+            },
+            rounds,
+            length,
+        )
+    cpu = {name: [lap.cpu for lap in times] for name, times in laps.items()}
+    wall = {name: [lap.wall for lap in times] for name, times in laps.items()}
+    size = task.name
+    return [
+        *(Row.of(f"{size}: {name}, per step", [1e3 * s for s in times], "ms") for name, times in cpu.items()),
+        Row.ratio(f"{size}: limbeck / torchdistill's box", cpu["limbeck"], cpu["box"], GOAL),
+        Row.ratio(f"{size}: limbeck / torchdistill's hooks and loss", cpu["limbeck"], cpu["hooks"], GOAL),
+        Row.ratio(f"{size}: limbeck / torchdistill's box, wall clock", wall["limbeck"], wall["box"]),
+        Row.ratio(f"{size}: limbeck / torchdistill's hooks, wall clock", wall["limbeck"], wall["hooks"]),
+    ]
+
+
+class Hooks(PlainKD):
+    """A hand-written loop around torchdistill's forward hooks and its KD loss."""
+
+    def __init__(self, task: Task) -> None:
+        from torchdistill.core.forward_hook import ForwardHookManager
+        from torchdistill.losses.mid_level import KDLoss
+
+        super().__init__(task)
+        self.hooks = [ForwardHookManager("cpu"), ForwardHookManager("cpu")]
+        for manager, network in zip(self.hooks, (self.student, self.teacher), strict=True):
+            manager.add_hook(network, "head", requires_input=False, requires_output=True)
+        self.criterion = KDLoss("head", "output", "head", "output", temperature=TEMPERATURE, alpha=CE_WEIGHT)
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """torchdistill's loss of a batch."""
+        with torch.no_grad():
+            self.teacher(images)
+        self.student(images)
+        return self.criterion(self.hooks[0].pop_io_dict(), self.hooks[1].pop_io_dict(), labels)
+
+    def train(self, steps: int, tick: Callable[[], None]) -> None:
+        """Make so many steps and tick after each."""
+        for images, labels in self.batches(steps):
+            loss = self.loss(images, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            tick()
+
+
+class Box(PlainKD):
+    """torchdistill's ``DistillationBox``, driven as its examples drive it, without their meters."""
+
+    def __init__(self, task: Task) -> None:
+        import torchdistill.core.interfaces.forward_proc  # noqa: F401 (registers)
+        from torchdistill.core.distillation import DistillationBox
+
+        super().__init__(task)
+        self.teacher.eval()
+        self.box = DistillationBox(
+            self.teacher, self.student, {}, _config(), torch.device("cpu"), None, False, 1.0
+        )
+        self.box.teacher_model.eval()
+        self.box.student_model.train()
+
+    def train(self, steps: int, tick: Callable[[], None]) -> None:
+        """Make so many steps and tick after each."""
+        for images, labels in self.batches(steps):
+            loss = self.box.forward_process(images, labels, None)
+            self.box.post_forward_process(loss)
+            tick()
+
+
+def _config() -> dict[str, Any]:
+    places = {f"{who}_module_{what}": v for who in ("student", "teacher") for what, v in (("path", "."), ("io", "output"))}
+    kd = {"key": "KDLoss", "kwargs": {**places, "temperature": TEMPERATURE, "alpha": CE_WEIGHT}}
+    return {
+        "num_epochs": 1,
+        "teacher": {"sequential": [], "requires_grad": False, "forward_proc": "forward_batch_only"},
+        "student": {"sequential": [], "forward_proc": "forward_batch_only"},
+        "optimizer": {"key": "AdamW", "kwargs": {"lr": LR, "fused": True}},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": kd, "weight": 1.0}}}},
+    }
+
+
+def check_same_losses(task: Task) -> None:
+    """Make sure that both of torchdistill's ways do the training that the plain loop does."""
+    trained = []
+    for make in (PlainKD, Hooks, Box):
+        loop = make(task)
+        loop.train(5, lambda: None)
+        trained.append(loop.student.state_dict())
+    for other in trained[1:]:
+        for name, value in trained[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2 * LR)
+
+
+@contextmanager
+def torchvision() -> Iterator[None]:
+    """Within the context ``import torchvision`` finds something; torchdistill's own log is held back."""
+    with tempfile.TemporaryDirectory() as place:
+        if find_spec("torchvision") is None:
+            for name, text in STAND_IN.items():
+                file = Path(place) / "torchvision" / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text + "\n", encoding="utf8")
+            sys.path.insert(0, place)
+        logging.getLogger("torchdistill").setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            if place in sys.path:
+                sys.path.remove(place)
+                for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                    del sys.modules[name]
