@@ -66,7 +66,8 @@ def _rows(task: Task, laps: dict[str, list[Lap]], meter: Meter, steps: int) -> l
     shares, logs = meter.cpu("shares") / steps, meter.cpu("flush", "json", "tensorboard") / steps
     step = [c - shares - logs for c in cpu["limbeck"]]
     size = task.name
-    rows = [
+    parts = [label for label in ("flush", "json", "tensorboard") if label in meter.laps]
+    return [
         Row.of(f"{size}: plain loop, per step", [1e3 * c for c in cpu["plain"]], "ms"),
         Row.of(f"{size}: limbeck, per step", [1e3 * c for c in cpu["limbeck"]], "ms"),
         Row.ratio(f"{size}: limbeck / plain", cpu["limbeck"], cpu["plain"], GOAL),
@@ -75,11 +76,8 @@ def _rows(task: Task, laps: dict[str, list[Lap]], meter: Meter, steps: int) -> l
         Row.of(f"{size}: one measurement of the shares", [1e3 * lap.cpu for lap in meter.laps["shares"]], "ms"),
         Row(f"{size}: shares, of the plain step", 100 * shares / _median(cpu["plain"]), "%"),
         Row(f"{size}: logs, of the plain step", 100 * logs / _median(cpu["plain"]), "%"),
+        *(Row.of(f"{size}: one log, {label}", [1e3 * lap.cpu for lap in meter.laps[label]], "ms") for label in parts),
     ]
-    for label in ("flush", "json", "tensorboard"):
-        if label in meter.laps:
-            rows.append(Row.of(f"{size}: one log, {label}", [1e3 * lap.cpu for lap in meter.laps[label]], "ms"))
-    return rows
 
 
 def _median(values: list[float]) -> float:

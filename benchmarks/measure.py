@@ -138,23 +138,27 @@ def _cpu_name() -> str:
 # In turns
 
 
+TURN = 5
+"""Steps of a turn."""
 Contender = Callable[[Callable[[], None]], None]
 """A training that calls its argument after each step."""
 
 
 def race(contenders: Mapping[str, Contender], rounds: int, length: int) -> dict[str, list[Lap]]:
-    """Seconds per step of each contender in each round, taken in turns of ``length`` steps: A B A B ...
+    """Seconds per step of each contender in each round of ``length`` steps.
 
-    Each runs in a thread of its own but only one at a time, so whatever slows the machine down meets all of them. One
-    more round goes first and is not counted. A contender must make ``steps_of(rounds, length)`` steps.
+    Within a round they take turns of a few steps, A B A B ..., each in a thread of its own but only one at a time, so
+    whatever slows the machine down meets all of them. One more round goes first and is not counted. A contender must
+    make ``steps_of(rounds, length)`` steps.
     """
-    turns = {name: _Turn(run, length) for name, run in contenders.items()}
-    for _ in range(rounds + 1):
-        for turn in turns.values():
-            turn.take()
-    for turn in turns.values():
-        turn.finish()
-    return {name: [Lap(lap.wall / length, lap.cpu / length) for lap in turn.laps[1:]] for name, turn in turns.items()}
+    turn = TURN if length % TURN == 0 else length
+    runners = {name: _Runner(run, turn) for name, run in contenders.items()}
+    for _ in range((rounds + 1) * length // turn):
+        for runner in runners.values():
+            runner.take_turn()
+    for runner in runners.values():
+        runner.finish()
+    return {name: runner.rounds(length // turn)[1:] for name, runner in runners.items()}
 
 
 def steps_of(rounds: int, length: int) -> int:
@@ -162,11 +166,11 @@ def steps_of(rounds: int, length: int) -> int:
     return (rounds + 1) * length
 
 
-class _Turn:
+class _Runner:
     """One contender, held at the end of each of its turns."""
 
     def __init__(self, run: Contender, length: int) -> None:
-        self.laps: list[Lap] = []
+        self._laps: list[Lap] = []
         self._run, self._length, self._done = run, length, 0
         self._go, self._held = threading.Semaphore(0), threading.Semaphore(0)
         self._began = now()
@@ -175,7 +179,7 @@ class _Turn:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def take(self) -> None:
+    def take_turn(self) -> None:
         """Let it run to the end of its turn."""
         self._go.release()
         self._held.acquire()
@@ -186,6 +190,12 @@ class _Turn:
         self._go.release()
         self._thread.join()
         self._raise()
+
+    def rounds(self, turns: int) -> list[Lap]:
+        """Seconds per step in each round of so many turns."""
+        grouped = [self._laps[i : i + turns] for i in range(0, len(self._laps), turns)]
+        steps = turns * self._length
+        return [Lap(sum(lap.wall for lap in g) / steps, sum(lap.cpu for lap in g) / steps) for g in grouped]
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -203,7 +213,7 @@ class _Turn:
     def _step(self) -> None:
         self._done += 1
         if self._done % self._length == 0:
-            self.laps.append(now() - self._began)
+            self._laps.append(now() - self._began)
             self._held.release()
             self._wait()
 

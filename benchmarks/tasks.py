@@ -29,7 +29,7 @@ CE_WEIGHT = 0.1
 RUN = 1000
 """Steps of the run that a race shows a part of: shares of the gradient are measured 20 times in it, every 50 steps."""
 LENGTH = 50
-"""Steps of a turn: each holds one measurement of the shares."""
+"""Steps of a round: each holds one measurement of the shares."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,7 @@ def limbeck_loop(
     made = build("method", Block(method, args))
     teacher = teacher or Teacher(task.teacher_network(), {"logits"}, "teacher")
     teachers = {"teacher": teacher} if method == "kd" else {}
-    made.setup(
-        Parts(task.network(task.student), teachers, source.spec, source.spec.offers(), {"data": source})
-    )
+    made.setup(Parts(task.network(task.student), teachers, source.spec, source.spec.offers(), {"data": source}))
     settings = LoopSettings(
         steps=max(RUN, steps),
         default=LearnerSettings(optimizer=Block("adamw", {"lr": LR})),
@@ -169,4 +167,4 @@ def check_same(task: Task, folder: Path, steps: int = 5) -> None:
     loop.fit()
     weights = loop.learners["student"].plain.state_dict()
     for name, value in plain.student.state_dict().items():
-        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=2 * LR, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=2 * LR)

@@ -16,7 +16,7 @@ from limbeck.engine.teacher import Teacher
 ABOUT = "an epoch with stored teacher outputs, with the live teacher, and of the student alone"
 GOAL = 1.05
 TASK = Task("28x28", side=28, channels=1, student=16, teacher=48, depth=2, samples=64 * LENGTH)
-"""Images of Fashion-MNIST's shape; an epoch is one turn."""
+"""Images of Fashion-MNIST's shape; an epoch is one round."""
 
 
 def run(*, quick: bool = False) -> Report:

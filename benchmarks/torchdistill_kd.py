@@ -134,9 +134,7 @@ class Box(PlainKD):
 
         super().__init__(task)
         self.teacher.eval()
-        self.box = DistillationBox(
-            self.teacher, self.student, {}, _config(), torch.device("cpu"), None, False, 1.0
-        )
+        self.box = DistillationBox(self.teacher, self.student, {}, _config(), torch.device("cpu"), None, False, 1.0)
         self.box.teacher_model.eval()
         self.box.student_model.train()
 
@@ -149,7 +147,8 @@ class Box(PlainKD):
 
 
 def _config() -> dict[str, Any]:
-    places = {f"{who}_module_{what}": v for who in ("student", "teacher") for what, v in (("path", "."), ("io", "output"))}
+    logits = {"module_path": ".", "module_io": "output"}
+    places = {f"{who}_{k}": v for who in ("student", "teacher") for k, v in logits.items()}
     kd = {"key": "KDLoss", "kwargs": {**places, "temperature": TEMPERATURE, "alpha": CE_WEIGHT}}
     return {
         "num_epochs": 1,

@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.arms import arm_recipe
 from limbeck.engine.checkpoint import write_json
+from limbeck.engine.progress import say
 from limbeck.errors import UserError
 from limbeck.expectation import parse_expectation
 from limbeck.gallery import evidence_path, evidence_state, sources_hash
 from limbeck.recipe import Recipe, load_recipe
-from limbeck.registry import Block, find
+from limbeck.registry import Block, find, nearest
 
 if TYPE_CHECKING:
     from limbeck.run import Context
 
-TEACHER = "teacher"
 Table = dict[str, dict[str, list[float]]]
 """Arm -> metric -> one value per seed."""
 
@@ -98,6 +99,7 @@ def prove(
         raise UserError(f"{recipe.path or recipe.title} makes no claim: give it a claim block")
     from limbeck.report.proof import write_proof
 
+    _check_measured(recipe)
     began = time.monotonic()
     arms = claimed_arms(recipe)
     seeds = seeds_of(recipe)
@@ -140,11 +142,21 @@ def prove_all(
 ) -> Iterator[Verdict]:
     """:func:`prove` one after the other; with ``only_stale`` those whose record is fresh are passed over.
 
-    A proof is not begun when the budget (seconds) is spent, nor recipes without a claim.
+    A proof is not begun when the budget (seconds) is spent. Recipes without a claim are passed over.
+
+    Raises:
+        UserError: none of the recipes makes a claim.
     """
     began = time.monotonic()
-    for recipe in [load_recipe(path) for path in recipes]:
-        if recipe.claim is None or (only_stale and evidence_state(recipe) in ("holds", "fails")):
+    loaded = [load_recipe(path) for path in recipes]
+    if all(recipe.claim is None for recipe in loaded):
+        raise UserError(f"{', '.join(r.slug for r in loaded)}: no claim to prove; give the recipe a claim block")
+    for recipe in loaded:
+        if recipe.claim is None:
+            say(f"{recipe.slug}: makes no claim")
+            continue
+        if only_stale and evidence_state(recipe) in ("holds", "fails"):
+            say(f"{recipe.slug}: its record is fresh")
             continue
         if budget is not None and time.monotonic() - began > budget:
             return
@@ -161,8 +173,7 @@ def claimed_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
             arms[name] = overrides
     if "student" in named and "student" not in arms:
         arms["student"] = {}
-    if TEACHER in named:
-        arms[TEACHER] = {}
+    arms |= {role: {} for role in recipe.teachers if role in named and role not in arms}
     return arms
 
 
@@ -192,7 +203,7 @@ def _context(
     from limbeck.data import load_data
     from limbeck.run import Context
 
-    own = recipe.with_overrides({"claim": None, "controls": False, **overrides})
+    own = arm_recipe(recipe, overrides)
     own = replace(own, evaluate=_needed_metrics(own, recipe))
     context = Context(own, folder, fabric, seed, quiet)
     for name, block in own.data.items():
@@ -209,6 +220,19 @@ def _needed_metrics(own: Recipe, recipe: Recipe) -> Sequence[Block] | None:
     return [b for b in own.evaluate if named & set(find("metric", b.name).facts.get("better", named))]
 
 
+def _check_measured(recipe: Recipe) -> None:
+    """Refuse a claim about a value that no metric of the recipe gives, before anything is trained for it."""
+    if recipe.claim is None or recipe.evaluate is None:
+        return
+    given = [find("metric", block.name).facts.get("better") for block in recipe.evaluate]
+    known = {key for keys in given if keys for key in keys}
+    named = {metric for text in recipe.claim.expect for metric, _ in parse_expectation(text).names}
+    if all(given) and (missing := sorted(named - known)):
+        hint = nearest(missing[0], known)
+        says = f"; did you mean '{hint}'?" if hint else f": they give {', '.join(sorted(known))}"
+        raise UserError(f"{recipe.slug}: no metric under evaluate gives '{missing[0]}'{says}")
+
+
 def _score(context: Context, arm: str) -> dict[str, float]:
     from limbeck.stages.cache import cache
     from limbeck.stages.evaluate import score
@@ -216,8 +240,8 @@ def _score(context: Context, arm: str) -> dict[str, float]:
     from limbeck.stages.train import add_arm
 
     teacher(context)
-    if arm == TEACHER:
-        return score(context, context.arms[TEACHER]).values
+    if arm in context.arms:
+        return score(context, context.arms[arm]).values
     cache(context)
     return score(context, add_arm(context, arm, "student", arm, {})).values
 
@@ -300,4 +324,4 @@ def compare(
 
 def _compared_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
     arms = dict(recipe.arms) if recipe.claim else {"student": {}, **recipe.control_arms}
-    return {**({TEACHER: {}} if TEACHER in recipe.teachers else {}), **arms}
+    return {**{role: {} for role in recipe.teachers}, **arms}

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +24,49 @@ OK, NOT_HELD, BAD_INPUT = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 a claim does not hold, 2 bad input, 130/143 interrupted)."""
-    parsed = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser().parse_args(given)
+    parsed.given = given
+    with one_line_warnings():
+        try:
+            code = int(parsed.command(parsed) or OK)
+            sys.stdout.flush()
+            return code
+        except UserError as error:
+            return _end(f"limbeck: {error}", BAD_INPUT)
+        except BrokenPipeError:
+            # What reads our output has closed it (as `head` does); Python must not try to flush it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+        except KeyboardInterrupt:
+            return _end("limbeck: stopped at once; what was finished is kept, the same command goes on from there", 130)
+        except Exception as error:
+            # By name, because importing these errors would import torch.
+            name = type(error).__name__
+            if name in ("Interrupted", "NotFiniteError", "DeadTermError"):
+                return _end(f"limbeck: {error}", getattr(error, "code", BAD_INPUT))
+            if name == "OutOfMemoryError":
+                says = "the device is out of memory: raise train.accumulate, or lower train.batch_size"
+                return _end(f"limbeck: {says}", BAD_INPUT)
+            raise
+
+
+def _end(text: str, code: int) -> int:
+    from limbeck.processes import say_last
+
+    say_last(text)
+    return code
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Within the context a warning is one line on standard error, without the source that it came from."""
+    kept = warnings.formatwarning
+    warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
     try:
-        return int(parsed.command(parsed) or OK)
-    except UserError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except BrokenPipeError:
-        return OK
-    except KeyboardInterrupt:
-        print("limbeck: stopped at once; the last checkpoint is kept", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if type(error).__name__ in ("Interrupted", "NotFiniteError", "DeadTermError"):
-            print(f"limbeck: {error}", file=sys.stderr)
-            return getattr(error, "code", BAD_INPUT)
-        raise
+        yield
+    finally:
+        warnings.formatwarning = kept
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,21 +106,25 @@ def run(a: argparse.Namespace) -> int:
     from limbeck.recipe import load_recipe
 
     recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
+    _remark(recipe.remarks)
     from limbeck.processes import relaunch
 
-    code = relaunch(recipe)
+    code = relaunch(recipe, a.given)
     if code is not None:
         return code
     from limbeck.run import run_recipe
 
-    result = run_recipe(recipe, runs=a.runs, seed=a.seed, quiet=a.quiet or a.json, fresh=a.fresh)
+    result = run_recipe(recipe, runs=a.runs, seed=a.seed, quiet=a.quiet, fresh=a.fresh)
     if not is_first_process():
         return OK
     if a.json:
         _print_json({"folder": str(result.folder), "report": str(result.report), "results": result.results})
     else:
         print(result.summary())
-        print(f"Report: {result.report}")
+        if result.report.is_file():
+            print(f"Report: {result.report}")
+    for warning in result.results.get("warnings", []):
+        print(f"warning: {warning}", file=sys.stderr)
     return OK
 
 
@@ -107,6 +142,7 @@ def check(a: argparse.Namespace) -> int:
     from limbeck.recipe import load_recipe
 
     recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
+    _remark(recipe.remarks)
     estimate: dict[str, Any] = {}
     if not a.static:
         from limbeck.planning import estimate_run
@@ -125,7 +161,7 @@ def check(a: argparse.Namespace) -> int:
 
 def _add_compare(commands: Any) -> None:
     p = commands.add_parser("compare", help="run recipes, or arms of one, side by side")
-    p.add_argument("recipes", nargs="+", help="recipe files; with one, its claim's arms are compared")
+    p.add_argument("recipes", nargs="+", help="recipe files or gallery names; with one, its claim's arms")
     p.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value in all of them")
     p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
@@ -135,9 +171,12 @@ def _add_compare(commands: Any) -> None:
 
 def compare(a: argparse.Namespace) -> int:
     """``limbeck compare``."""
+    from limbeck.gallery import recipe_file
+
+    files = [recipe_file(r) for r in a.recipes]
     from limbeck import claims
 
-    comparison = claims.compare(a.recipes, seeds=a.seeds, overrides=a.set, runs=a.runs)
+    comparison = claims.compare(files, seeds=a.seeds, overrides=a.set, runs=a.runs)
     if a.json:
         for row in comparison.rows:
             _print_json(row)
@@ -149,7 +188,7 @@ def compare(a: argparse.Namespace) -> int:
 
 def _add_prove(commands: Any) -> None:
     p = commands.add_parser("prove", help="measure whether a recipe's claim holds")
-    p.add_argument("recipes", nargs="+", help="recipe files")
+    p.add_argument("recipes", nargs="+", help="recipe files or gallery names")
     p.add_argument("--record", action="store_true", help="write the outcome to evidence/")
     p.add_argument("--stale", action="store_true", help="only those whose record is missing or stale")
     p.add_argument("--budget", type=float, metavar="SECONDS", help="start no further proof after this time")
@@ -160,10 +199,13 @@ def _add_prove(commands: Any) -> None:
 
 def prove(a: argparse.Namespace) -> int:
     """``limbeck prove``: 0 when all claims hold, 1 when some do not."""
+    from limbeck.gallery import recipe_file
+
+    files = [recipe_file(r) for r in a.recipes]
     from limbeck import claims
 
     held = True
-    for verdict in claims.prove_all(a.recipes, record=a.record, only_stale=a.stale, budget=a.budget, runs=a.runs):
+    for verdict in claims.prove_all(files, record=a.record, only_stale=a.stale, budget=a.budget, runs=a.runs):
         held &= verdict.holds
         if a.json:
             _print_json(verdict.as_dict())
@@ -233,7 +275,7 @@ def report(a: argparse.Namespace) -> int:
 def _add_export(commands: Any) -> None:
     p = commands.add_parser("export", help="export a run's student or a stored model")
     p.add_argument("model", help="a run directory or a model folder")
-    p.add_argument("--format", choices=("onnx", "torch_export", "transformers"), required=True)
+    p.add_argument("--format", choices=("onnx", "torch_export", "transformers"), required=True, help="what to write")
     p.add_argument("--output", help="where to write (default: beside the model)")
     p.add_argument("--trust-code", action="store_true", help="import the model's class where it is not limbeck's own")
     p.set_defaults(command=export)
@@ -280,7 +322,7 @@ def init(a: argparse.Namespace) -> int:
 
 
 def _recipe_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("recipe", help="a recipe file")
+    p.add_argument("recipe", help="a recipe file, or a name of the gallery (limbeck list)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value (repeatable)")
     p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
 
@@ -294,13 +336,26 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value), flush=True)
+    print(json.dumps(_finite(value), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null where JSON has no number: a score that is not finite."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _remark(remarks: Sequence[str]) -> None:
+    if is_first_process():
+        for remark in remarks:
+            print(f"note: {remark}", file=sys.stderr)
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that prints, of the several that torchrun may have started."""
-    import os
-
+    """Whether this is the process that prints, of several that share a run."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from limbeck import registry
+from limbeck.codehash import part_hash
 from limbeck.errors import UserError
-from limbeck.registry import Part, nearest
+from limbeck.registry import nearest
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 KINDS = ("method", "model", "data", "loss", "metric", "optimizer", "schedule", "transform", "projector", "stage")
 
 
-def recipes_root() -> Path | None:
-    """The folder of the shipped recipes: beside the working directory, in the checkout, or as it was installed."""
+def recipes_roots() -> list[Path]:
+    """Folders of recipes: ``recipes`` in the working directory, then the shipped ones (checkout or installed)."""
     candidates = (
         Path("recipes"),
         Path(__file__).parents[2] / "recipes",
         Path(sys.prefix) / "share" / "limbeck" / "recipes",
     )
-    return next((c for c in candidates if c.is_dir()), None)
+    return list({c.resolve(): c for c in reversed(candidates) if c.is_dir()}.values())[::-1]
 
 
 def recipe_file(name: str | Path) -> Path:
@@ -37,17 +37,24 @@ def recipe_file(name: str | Path) -> Path:
     Raises:
         UserError: there is neither; names the nearest gallery name.
     """
-    path, root = Path(name), recipes_root()
-    if path.exists() or path.suffix in (".yaml", ".yml") or root is None:
+    path, known = Path(name), _named_files()
+    if path.exists() or path.suffix in (".yaml", ".yml") or not known:
         return path
-    known = {p.relative_to(root).with_suffix("").as_posix(): p for p in root.rglob("*.yaml")}
-    short = {p.stem: p for p in known.values()}
-    found = known.get(str(name)) or short.get(str(name).replace("-", "_"))
+    found = known.get(str(name)) or known.get(str(name).replace("-", "_"))
     if found is None:
-        hint = nearest(str(name), [*known, *short])
-        says = f"; did you mean '{hint}'?" if hint else ""
+        hint = nearest(str(name), known)
+        says = f"; did you mean '{hint}'?" if hint else "; limbeck list shows it"
         raise UserError(f"there is no recipe file '{name}' and no recipe of that name in the gallery{says}")
     return found
+
+
+def _named_files() -> dict[str, Path]:
+    """Every recipe file of the gallery under ``family/slug`` and under its slug alone; the user's own win."""
+    named: dict[str, Path] = {}
+    for root in reversed(recipes_roots()):
+        files = sorted(root.rglob("*.yaml"))
+        named |= {p.stem: p for p in files} | {p.relative_to(root).with_suffix("").as_posix(): p for p in files}
+    return named
 
 
 def rows(family: str | None = None) -> list[dict[str, Any]]:
@@ -64,34 +71,48 @@ def rows(family: str | None = None) -> list[dict[str, Any]]:
             unique.append(row)
     families = sorted({row["family"] for row in unique})
     if family is not None and family not in families:
-        hint = nearest(family, families)
-        raise UserError(
-            f"no family is called '{family}': there is {', '.join(families)}" + (f" ({hint}?)" if hint else "")
-        )
+        raise UserError(_no_such("family", family, families))
     return sorted((r for r in unique if family in (None, r["family"])), key=lambda r: (r["family"], r["slug"]))
 
 
 def _recipe_rows() -> list[dict[str, Any]]:
-    root = recipes_root()
-    found = []
-    for path in sorted(root.rglob("*.yaml")) if root else ():
-        tree = yaml.safe_load(path.read_text(encoding="utf8")) or {}
-        name = (tree.get("method") or {}).get("name", "")
-        if not name:
-            continue
-        part = registry.find("method", name)
-        found.append(
-            {
-                "slug": path.stem,
-                "family": path.parent.name if path.parent != root else part.family,
-                "title": tree.get("title", ""),
-                "arxiv": (tree.get("paper") or {}).get("arxiv"),
-                "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
-                "evidence": _state_of_file(path),
-                "recipe": str(path),
-            }
-        )
-    return found
+    found = ((root, path) for root in recipes_roots() for path in sorted(root.rglob("*.yaml")))
+    return [row for root, path in found if (row := _recipe_row(root, path)) is not None]
+
+
+def _recipe_row(root: Path, path: Path) -> dict[str, Any] | None:
+    """The row of a file, or None when it is no recipe of this library."""
+    tree = _shallow(path)
+    method = tree.get("method")
+    name = method.get("name") if isinstance(method, dict) else method
+    try:
+        part = registry.find("method", str(name))
+    except (LookupError, UserError):
+        return None
+    return {
+        "slug": path.stem,
+        "family": path.parent.name if path.parent != root else part.family,
+        "title": tree.get("title", ""),
+        "arxiv": (tree.get("paper") or {}).get("arxiv"),
+        "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+        "evidence": _state_of_file(path),
+        "recipe": str(path),
+    }
+
+
+def _shallow(path: Path, depth: int = 8) -> dict[str, Any]:
+    """The top keys of a recipe over those of what it extends: enough for a list, and quick."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(tree, dict):
+        return {}
+    bases = tree.get("extends") or []
+    under: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases if depth else []:
+        under |= _shallow(path.parent / str(base), depth - 1)
+    return {**under, **tree}
 
 
 def _bare_method_rows() -> list[dict[str, Any]]:
@@ -116,8 +137,13 @@ def part_rows(kind: str) -> list[dict[str, Any]]:
         UserError: no such kind.
     """
     if kind not in KINDS:
-        raise UserError(f"no kind of part is called '{kind}': there is {', '.join(KINDS)}")
+        raise UserError(_no_such("kind of part", kind, KINDS))
     return [{"name": p.name, "family": p.family, "about": p.doc.split("\n")[0]} for p in registry.parts(kind)]
+
+
+def _no_such(what: str, name: str, known: Sequence[str]) -> str:
+    hint = nearest(name, known)
+    return f"no {what} is called '{name}'; " + (f"did you mean '{hint}'?" if hint else f"there is {', '.join(known)}")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -181,7 +207,7 @@ def sources_hash(recipe: Recipe) -> dict[str, str]:
     for overrides in recipe.arms.values():
         methods.add((overrides.get("method") or {}).get("name", recipe.method.name))
     parts = {name: registry.find("method", name) for name in sorted(methods)}
-    return {"recipe": recipe.fingerprint(), **{f"method {n}": _file_hash(p) for n, p in parts.items()}}
+    return {"recipe": recipe.fingerprint(), **{f"method {n}": part_hash(p) for n, p in parts.items()}}
 
 
 def evidence_state(recipe: Recipe) -> str:
@@ -189,10 +215,12 @@ def evidence_state(recipe: Recipe) -> str:
     path = evidence_path(recipe)
     if not path.exists():
         return "none"
-    record = json.loads(path.read_text(encoding="utf8"))
-    if record.get("hashes") != sources_hash(recipe):
-        return "stale"
-    return "holds" if record["holds"] else "fails"
+    try:
+        record = json.loads(path.read_text(encoding="utf8"))
+        fresh = record["hashes"] == sources_hash(recipe)
+        return ("holds" if record["holds"] else "fails") if fresh else "stale"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "stale"  # a damaged record says nothing
 
 
 def _state_of_file(path: Path) -> str:
@@ -200,14 +228,10 @@ def _state_of_file(path: Path) -> str:
         return "none"
     from limbeck.recipe import load_recipe
 
-    return evidence_state(load_recipe(path))
-
-
-def _file_hash(part: Part) -> str:
-    spec = importlib.util.find_spec(part.module)
-    if spec is None or spec.origin is None:
-        return ""
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    try:
+        return evidence_state(load_recipe(path))
+    except UserError:  # the recipe has mistakes since
+        return "stale"
 
 
 def starter(method: str) -> str:

@@ -32,8 +32,7 @@ def same_shape(**tensors: Tensor) -> None:
 
 def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """``log softmax(logits / temperature)`` over the last axis, in float32 or wider."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.log_softmax(wide / temperature, dim=-1)
+    return F.log_softmax(_wide(logits) / temperature, dim=-1)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -109,23 +108,36 @@ def taught(
 
 @register("loss")
 def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with integer labels, [..., K] and [...] -> [...]; zero where the label is -100."""
-    wide = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
-    flat = F.cross_entropy(
-        wide.reshape(-1, wide.shape[-1]),
+    """Cross-entropy with integer labels, [..., K] and [...] -> [...]; zero where the label is -100.
+
+    Raises:
+        ValueError: not one label for each row of logits.
+    """
+    return _cross_entropy(student_logits, labels, label_smoothing, "none").view(labels.shape)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float, reduction: str) -> Tensor:
+    if logits.shape[:-1] != labels.shape:
+        shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{shapes} must be [..., K] and [...]: one label for each row")
+    return F.cross_entropy(
+        _wide(logits).reshape(-1, logits.shape[-1]),
         labels.reshape(-1),
-        reduction="none",
+        reduction=reduction,
         ignore_index=IGNORE,
         label_smoothing=label_smoothing,
     )
-    return flat.view(labels.shape)
 
 
 @register("loss")
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error averaged over all but the first axis, [B, ...] -> [B]."""
+    """Squared error averaged over all but the first axis, [B, ...] -> [B], in float32 or wider.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     same_shape(student=student, teacher=teacher)
-    return (student.float() - teacher.float()).square().flatten(1).mean(1)
+    return (_wide(student) - _wide(teacher)).square().flatten(1).mean(1)
 
 
 def label_loss(logits: Tensor, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, weight: float = 1.0) -> Term:
@@ -137,5 +149,10 @@ def label_loss(logits: Tensor, batch: Mapping[str, Any], *, label_smoothing: flo
         logits, labels, unit = logits[:, :-1], batch["labels"][:, 1:], "tokens"
     else:
         labels, unit = batch["label"], "labelled"
-    values = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    return Term.of(values, labels != IGNORE, weight=weight, unit=unit)
+    total = _cross_entropy(logits, labels, label_smoothing, "sum")
+    return Term(total, (labels != IGNORE).sum(), weight, unit)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 where they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

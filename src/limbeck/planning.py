@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,52 @@ def estimate_run(recipe: Recipe) -> dict[str, Any]:
     if recipe.cache and ingredients.main.train is not None:
         facts["cache bytes"] = _cache_bytes(recipe, ingredients)
     return facts
+
+
+def plan_lines(recipe: Recipe, offers: Mapping[str, Any], seed: int) -> list[str]:
+    """The plan for a terminal: what the recipe says, and where every other value comes from (empty ones left out).
+
+    Args:
+        recipe: the recipe.
+        offers: facts of the data by name, which fill what models leave out.
+        seed: of this run.
+    """
+    sections: dict[str, dict[str, list[str]]] = {}
+    for key, value, where in recipe.plan():
+        section, _, rest = key.partition(".")
+        if section in ("seed", "phases", "controls", "stages") or not rest:
+            continue
+        origin = _origin(where)
+        shown = offers.get(rest.rsplit(".", 1)[-1]) if origin == "the data" and value is None else value
+        if shown not in (None, [], {}, False, "") or origin == "":
+            rest = rest.removesuffix(".name")
+            text = _short(shown) if rest == "name" or rest.isdecimal() else f"{rest}={_short(shown)}"
+            sections.setdefault(section, {}).setdefault(origin, []).append(text)
+    if recipe.phases:
+        sections["phases"] = {"": [p.name for p in recipe.phases]}
+    sections["controls"] = {"": list(recipe.control_arms) or ["none"]}
+    sections["seed"] = {"": [str(seed)]}
+    return [line for name, found in sections.items() for line in _section(name, found)]
+
+
+def _section(name: str, found: Mapping[str, list[str]]) -> list[str]:
+    ordered = [origin for origin in ("", "--set", "the data", "default") if origin in found]
+    text = "; ".join((f"{origin}: " if origin else "") + ", ".join(found[origin]) for origin in ordered)
+    return textwrap.wrap(text, 118, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
+
+
+def _origin(where: str) -> str:
+    return where if where in ("--set", "the data", "default") else "the data" if where.startswith("the data") else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
+    return str(value)
 
 
 def _time_steps(recipe: Recipe, ingredients: Ingredients) -> tuple[float, int]:

@@ -5,12 +5,14 @@ The directory is named by the recipe's content, so the same command finds its ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,18 +23,25 @@ import yaml
 from lightning_fabric import Fabric
 
 from limbeck import __version__
+from limbeck.arms import arm_recipe, file_state, fingerprints, start_files
+from limbeck.codehash import code_of
 from limbeck.data import load_data
 from limbeck.data.base import Data
 from limbeck.engine.checkpoint import write_json, write_text
 from limbeck.engine.devices import Placement, launch
 from limbeck.engine.progress import say
 from limbeck.engine.teacher import Teacher
+from limbeck.errors import UserError
+from limbeck.planning import plan_lines
+from limbeck.preflight import preflight
 from limbeck.processes import once
 from limbeck.recipe import Recipe, load_recipe
 from limbeck.registry import Block, find
 from limbeck.training import Ingredients
 
 RESULTS = "results.json"
+MANIFEST = "manifest.json"
+REPORT = "report.html"
 DEFAULT_STAGES = ("teacher", "cache", "train", "controls", "evaluate", "export", "report")
 
 
@@ -45,6 +54,7 @@ class Arm:
         recipe: what it was trained by.
         numbers: steps, seconds, warnings of its training.
         scores, details: what the metrics found.
+        judged_by: names of the metrics that can judge it; None for all that the run has.
     """
 
     name: str
@@ -57,6 +67,7 @@ class Arm:
     scores: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     teacher: Teacher | None = None
+    judged_by: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -74,6 +85,7 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    key: str = ""
 
     @property
     def first(self) -> bool:
@@ -114,7 +126,7 @@ class Result:
     @property
     def report(self) -> Path:
         """The page that shows the run."""
-        return self.folder / "report.html"
+        return self.folder / REPORT
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -164,17 +176,45 @@ def run_recipe(
     seed = recipe.seed if seed is None else seed
     fabric = launch(placement_of(recipe))
     folder = run_folder(recipe, Path(runs), seed)
-    if fresh and folder.exists() and fabric.global_rank == 0:
-        folder.rename(folder.with_name(f"{folder.name}.old-{time.time_ns()}"))
-    fabric.barrier()
     context = Context(recipe, folder, fabric, seed, quiet)
     context.data = {name: load_data(block) for name, block in recipe.data.items()}
-    if context.first:
-        begin(context)
-    for block in stage_blocks(recipe):
-        run_stage(context, block)
-    fabric.barrier()
-    return Result(folder, json.loads((folder / RESULTS).read_text(encoding="utf8")))
+    context.key = run_key(context)
+    if not fresh and fabric.broadcast(is_finished(context)):
+        context.say(f"{recipe.title}: finished before, in {folder}; --fresh (fresh=True) runs it anew")
+        return _result(context)
+    preflight(recipe, context.data, fabric)
+    context.once(lambda: begin(context, fresh=fresh))
+    with deterministic(recipe.train.deterministic and fabric.device.type == "cuda"):
+        for block in stage_blocks(recipe):
+            run_stage(context, block)
+    context.once(lambda: finish(context))
+    return _result(context)
+
+
+def _result(context: Context) -> Result:
+    """What the run left; stages that leave out the evaluation leave arms without scores."""
+    path = context.folder / RESULTS
+    if path.is_file():
+        return Result(context.folder, json.loads(path.read_text(encoding="utf8")))
+    from limbeck.stages.evaluate import results
+
+    return Result(context.folder, results(context))
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within the context torch takes deterministic algorithms where it has a choice."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    tuned = torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = tuned
 
 
 def run_stage(context: Context, block: Block) -> None:
@@ -198,12 +238,64 @@ def run_folder(recipe: Recipe, runs: Path, seed: int) -> Path:
     return runs / f"{recipe.slug}-{recipe.fingerprint()[:8]}{'' if seed == recipe.seed else f'-seed{seed}'}"
 
 
-def begin(context: Context) -> None:
-    """Write the resolved recipe and the manifest, and print the plan."""
-    context.folder.mkdir(parents=True, exist_ok=True)
+def begin(context: Context, *, fresh: bool = False) -> None:
+    """Make the directory, write the resolved recipe and the manifest, and print the plan."""
+    if fresh and context.folder.exists():
+        context.folder.rename(context.folder.with_name(f"{context.folder.name}.old-{time.time_ns()}"))
+    try:
+        context.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {context.folder}: {error.strerror}") from error
     write_text(context.folder / "recipe.yaml", yaml.safe_dump(context.recipe.tree, sort_keys=False, allow_unicode=True))
-    write_json(context.folder / "manifest.json", manifest(context))
+    write_json(context.folder / MANIFEST, manifest(context))
     context.say(f"{context.recipe.title}  ->  {context.folder}")
+    if not context.quiet:
+        for line in plan_lines(context.recipe, context.ingredients.offers, context.seed):
+            context.say(line)
+
+
+def finish(context: Context) -> None:
+    """Note in the manifest that the run is complete, and what that depends on."""
+    kept = json.loads((context.folder / MANIFEST).read_text(encoding="utf8"))
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(context.folder / MANIFEST, {**kept, "finished": now, "key": context.key})
+
+
+def is_finished(context: Context) -> bool:
+    """Whether the run directory holds this very run, complete. One with stages of its own is gone through anew."""
+    try:
+        kept = json.loads((context.folder / MANIFEST).read_text(encoding="utf8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    whole = all((context.folder / name).is_file() for name in (RESULTS, REPORT))
+    return whole and context.recipe.stages is None and kept.get("key") == context.key
+
+
+def run_key(context: Context) -> str:
+    """What a whole run depends on: recipe, seed, the content of its data, weights it starts from, and the code."""
+    recipe = context.recipe
+    arms = [recipe, *(arm_recipe(recipe, overrides) for overrides in recipe.control_arms.values())]
+    paths = [path for arm in arms for path in [*start_files(arm), *(t.path for t in arm.teachers.values())]]
+    facts = {
+        "recipe": recipe.fingerprint(),
+        "seed": context.seed,
+        "data": fingerprints(context.data),
+        "files": [file_state(path) for path in paths if path is not None],
+        "code": [code_of(arm.tree, arm.method.name) for arm in arms],
+        "library": [__version__, package_state()],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def package_state() -> str:
+    """A hash that changes when a file of this library does: a finished run is then gone through once more."""
+    files = sorted(f for f in Path(__file__).parent.rglob("*") if f.suffix in (".py", ".jinja", ".css", ".js"))
+    return hashlib.sha256(repr([(f.name, *_stat(f)) for f in files]).encode()).hexdigest()
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def manifest(context: Context) -> dict[str, Any]:

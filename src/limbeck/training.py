@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
-from limbeck import __version__
+from limbeck.arms import PhaseRecipe, phase_recipes
+from limbeck.data import load_data
 from limbeck.data.base import Data, DataSpec
 from limbeck.data.stream import NoData, Stream
 from limbeck.data.together import Streams
@@ -25,7 +28,7 @@ from limbeck.engine.checkpoint import write_json
 from limbeck.engine.learner import LearnerSettings
 from limbeck.engine.loop import Loop, LoopSettings, Outcome
 from limbeck.engine.method import Method, Parts
-from limbeck.engine.progress import Logger, TensorBoard
+from limbeck.engine.progress import Logger, TensorBoard, say
 from limbeck.engine.schedules import Schedule
 from limbeck.engine.teacher import Teacher
 from limbeck.engine.validation import Validator
@@ -33,13 +36,15 @@ from limbeck.errors import UserError
 from limbeck.export import store
 from limbeck.export.store import Stored
 from limbeck.models.building import build_model
-from limbeck.registry import Block, build, find
+from limbeck.processes import once
+from limbeck.registry import Block, build, find, nearest
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 DONE = "done.json"
 MODEL = "model"
+Weights = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -100,61 +105,55 @@ def train(
     done = fabric.broadcast(done)
     if done is not None:
         return Trained(folder, done["numbers"])
-    stored = start_student(recipe, ingredients, seed)
     began, phases = time.time(), phase_recipes(recipe)
-    outcome: Outcome | None = None
-    warnings: list[str] = []
-    kept: dict[str, dict[str, torch.Tensor]] = {}
-    steps, seconds = 0, 0.0
+    kept: dict[str, Weights] = {}
+    outcomes: list[Outcome] = []
     for index, part in enumerate(phases):
+        stored = start_student(recipe, ingredients, seed)
+        before = phases[index - 1].title if index else None
+        _start_phase(stored, part.start or before, kept)
         last = index == len(phases) - 1
         name = label if len(phases) == 1 else f"{label}, {part.title}"
         place = folder if last else folder / f"phase-{index}"
-        if isinstance(part.start, Path):
-            store.load_weights(stored.module, part.start / store.WEIGHTS if part.start.is_dir() else part.start)
-        elif part.start:
-            stored.module.load_state_dict(kept[part.start])
-        outcome = _train_phase(part, ingredients, stored, place, seed, name, index)
-        steps, seconds, warnings = steps + outcome.steps, seconds + outcome.seconds, warnings + outcome.warnings
-        kept[part.title] = _delivered(part.recipe, outcome)
-        stored.module.load_state_dict(kept[part.title])
-    assert outcome is not None
-    numbers = {"steps": steps, "seconds": round(seconds, 3), "warnings": warnings, "last": outcome.last}
-    if fabric.global_rank == 0:
-        extra = ingredients.main.extra
-        store.save(folder / MODEL, stored, tokenizer=extra.get("tokenizer"))
-        write_json(
-            folder / DONE, {"key": key, "numbers": numbers, "finished": began, "python": platform.python_version()}
-        )
-    fabric.barrier()
+        outcomes.append(_train_phase(part, _of_phase(part, recipe, ingredients), stored, place, seed, name, index))
+        kept[part.title] = _delivered(part.recipe, outcomes[-1])
+    numbers = {
+        "steps": sum(o.steps for o in outcomes),
+        "seconds": round(sum(o.seconds for o in outcomes), 3),
+        "warnings": [warning for o in outcomes for warning in o.warnings],
+        "last": outcomes[-1].last,
+    }
+
+    def write() -> None:
+        # A new module, because the trained one may be sharded, or carry the hooks of its method.
+        fresh = start_student(recipe, ingredients, seed)
+        fresh.module.load_state_dict(kept[phases[-1].title])
+        store.save(folder / MODEL, fresh, tokenizer=ingredients.main.extra.get("tokenizer"))
+        done = {"key": key, "numbers": numbers, "finished": began, "python": platform.python_version()}
+        write_json(folder / DONE, done)
+
+    once(fabric, write)
     return Trained(folder, numbers)
 
 
-@dataclass(frozen=True)
-class PhaseRecipe:
-    """One phase: the recipe with the phase's changes, and which learners and parameters train."""
-
-    title: str
-    recipe: Recipe
-    learners: tuple[str, ...] | None = None
-    parameters: tuple[str, ...] | None = None
-    start: str | Path | None = None
+def _start_phase(stored: Stored, start: str | Path | None, kept: Mapping[str, Weights]) -> None:
+    """Give the student the weights that a phase starts from: an earlier phase's, or those of a file or folder."""
+    if isinstance(start, Path):
+        store.load_weights(stored.module, start / store.WEIGHTS if start.is_dir() else start)
+    elif start is not None:
+        stored.module.load_state_dict(kept[start])
 
 
-def phase_recipes(recipe: Recipe) -> list[PhaseRecipe]:
-    """The recipe's phases in order; a recipe without them has a single one."""
-    if not recipe.phases:
-        return [PhaseRecipe("", recipe)]
-    return [
-        PhaseRecipe(
-            phase.name,
-            recipe.with_overrides({"phases": None, **phase.overrides}),
-            phase.learners,
-            phase.parameters,
-            phase.start,
-        )
-        for phase in recipe.phases
-    ]
+def _of_phase(phase: PhaseRecipe, recipe: Recipe, ingredients: Ingredients) -> Ingredients:
+    """The ingredients with the data of a phase that brings its own."""
+    return replace(ingredients, data=data_of(phase.recipe, recipe, ingredients.data))
+
+
+def data_of(own: Recipe, recipe: Recipe, loaded: Mapping[str, Data]) -> Mapping[str, Data]:
+    """The data of a variant of a recipe: what is loaded where its block is the recipe's, else loaded now."""
+    if own.data == recipe.data:
+        return loaded
+    return {n: loaded[n] if block == recipe.data.get(n) else load_data(block) for n, block in own.data.items()}
 
 
 def start_student(recipe: Recipe, ingredients: Ingredients, seed: int) -> Stored:
@@ -207,19 +206,60 @@ def _train_phase(
     for teacher in ingredients.teachers.values():
         teacher.module.train(teacher.mode == "batch_stats")
     streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
-    rng.seed(seed + 1)
-    method.setup(Parts(stored.module, dict(ingredients.teachers), ingredients.main.spec, ingredients.offers, streams))
-    stream = make_stream(recipe, method, ingredients, seed)
-    settings = loop_settings(recipe, stream, schedules, seed=seed, label=label, index=index, quiet=ingredients.quiet)
-    settings = replace(settings, trains=phase.learners)
-    rng.seed(seed + 2 + fabric.global_rank)
-    validator, best = _validation(recipe, ingredients, stored)
-    loggers = _loggers(folder, fabric)
-    loop = Loop(method, stream, settings, folder, fabric, validator=validator, best=best, loggers=loggers)
-    try:
+    with hooks_kept(t.module for t in ingredients.teachers.values()):
+        rng.seed(seed + 1)
+        teachers = dict(ingredients.teachers)
+        method.setup(Parts(stored.module, teachers, ingredients.main.spec, ingredients.offers, streams))
+        _check_roles(phase, method)
+        stream = make_stream(recipe, method, ingredients, seed)
+        settings = loop_settings(
+            recipe, stream, schedules, seed=seed, label=label, index=index, quiet=ingredients.quiet
+        )
+        settings = replace(settings, trains=phase.learners)
+        _say_what_trains(method, settings, ingredients)
+        rng.seed(seed + 2 + fabric.global_rank)
+        validator, best = _validation(recipe, ingredients, stored)
+        loggers = _loggers(folder, fabric)
+        loop = Loop(method, stream, settings, folder, fabric, validator=validator, best=best, loggers=loggers)
         return loop.fit()
+
+
+@contextmanager
+def hooks_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put the forward hooks of modules back as they were: a method's taps would slow what is measured later."""
+    kept = [(m._forward_hooks, dict(m._forward_hooks)) for module in modules for m in module.modules()]
+    try:
+        yield
     finally:
-        stored.module.requires_grad_(True)
+        for hooks, before in kept:
+            for number in [n for n in hooks if n not in before]:
+                del hooks[number]
+
+
+def _check_roles(phase: PhaseRecipe, method: Method) -> None:
+    # With phases, train.learners may speak of the learners of another phase's method.
+    named = {
+        "phases: learners": phase.learners or (),
+        "train.learners": () if phase.title else phase.recipe.train.learners,
+    }
+    for place, roles in named.items():
+        for role in roles:
+            if role not in method.learners:
+                hint = nearest(role, method.learners)
+                says = f"did you mean '{hint}'?" if hint else f"it has {', '.join(method.learners)}"
+                raise UserError(f"{place}: method {phase.recipe.method.name} has no learner '{role}'; {says}")
+
+
+def _say_what_trains(method: Method, settings: LoopSettings, ingredients: Ingredients) -> None:
+    if ingredients.quiet or ingredients.fabric.global_rank:
+        return
+    parts = []
+    for role, module in method.learners.items():
+        if settings.trains is None or role in settings.trains:
+            parameters = list(module.parameters())
+            trains = sum(p.numel() for p in parameters if p.requires_grad)
+            parts.append(f"{trains:,} of {sum(p.numel() for p in parameters):,} parameters of {role}")
+    say(f"{settings.label}: trains {', '.join(parts) or 'nothing'}, {settings.steps:,} steps")
 
 
 def make_stream(recipe: Recipe, method: Method, ingredients: Ingredients, seed: int) -> Any:
@@ -232,6 +272,8 @@ def make_stream(recipe: Recipe, method: Method, ingredients: Ingredients, seed: 
     cut: dict[str, Any] = {"rank": fabric.global_rank, "world": fabric.world_size, "accumulate": t.accumulate}
     if method.couples_samples and t.accumulate > 1:
         raise UserError(f"method {recipe.method.name} compares the samples of a batch: train.accumulate must be 1")
+    if len(ingredients.data) > 1 and t.accumulate > 1 and type(method).count is Method.count:
+        raise UserError(f"method {recipe.method.name} says no count() for several streams: train.accumulate must be 1")
     if method.data_free or not ingredients.data:
         return NoData(t.batch_size, **cut)
     views = recipe.cache.views if recipe.cache else None
@@ -292,14 +334,24 @@ def _validation(recipe: Recipe, ingredients: Ingredients, stored: Stored) -> tup
     source = data.val or data.test
     if source is None or "logits" not in stored.gives or data.spec.task == "generation":
         return None, None
+    check_choice(recipe, data)
     chosen = t.early_stop or t.best
-    if (chosen or t.deliver == "best") and data.val is None:
-        raise UserError("choosing the best or stopping early needs a validation split: give data.val_size")
     best = None
     if chosen or t.deliver == "best":
         metric, mode = (chosen.metric, chosen.mode) if chosen else ("nll", "min")
         best = Best(metric, mode, t.early_stop.patience if t.early_stop else None)
     return Validator(source), best
+
+
+def check_choice(recipe: Recipe, data: Data) -> None:
+    """Refuse to choose weights by the test split.
+
+    Raises:
+        UserError: the best weights or an early stop are asked for, and the data has no validation split.
+    """
+    t = recipe.train
+    if (t.early_stop or t.best or t.deliver == "best") and data.val is None:
+        raise UserError("choosing the best or stopping early needs a validation split: give data.val_size")
 
 
 def _loggers(folder: Path, fabric: Fabric) -> Sequence[Logger]:
@@ -314,8 +366,8 @@ def _freeze_all_but(stored: Stored, patterns: tuple[str, ...] | None) -> None:
     matched = 0
     for name, p in stored.module.named_parameters():
         wanted = any(fnmatch(name, pattern) for pattern in patterns)
-        p.requires_grad_(wanted)
         matched += wanted
+        p.requires_grad_(wanted and p.requires_grad)
     if not matched:
         raise UserError(f"phases: no parameter of the student is called like {', '.join(patterns)}")
 
@@ -333,18 +385,3 @@ def _read_done(folder: Path, key: str) -> dict[str, Any] | None:
     except (OSError, json.JSONDecodeError):
         return None
     return done if done.get("key") == key and (folder / MODEL).is_dir() else None
-
-
-def arm_key(recipe: Recipe, ingredients: Ingredients, seed: int) -> str:
-    """What a trained arm depends on, as a hash: its blocks, the data's content, the teachers' weights, the seed."""
-    import hashlib
-
-    contents = {n: getattr(d.train, "fingerprint", "") for n, d in ingredients.data.items()}
-    facts = {
-        "recipe": recipe.fingerprint("student", "method", "train", "phases", "cache", "data"),
-        "data": contents,
-        "teachers": {n: t.hash for n, t in ingredients.teachers.items()},
-        "seed": seed,
-        "version": __version__,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

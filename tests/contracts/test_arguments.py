@@ -11,12 +11,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 import torch
-from toolkit.benches import Bench, Run, Watch, bench_of, methods, trained
 
 from limbeck.engine.loop import Loop
 from limbeck.errors import UserError
 from limbeck.recipe import RecipeError
 from limbeck.registry import Param, find
+from toolkit.benches import Bench, Run, Watch, bench_of, methods, trained
 
 REFUSED = (UserError, ValueError, RecipeError)
 
@@ -88,7 +88,9 @@ def _nothing(block: Any) -> dict[str, None]:
 # -- what a value does -------------------------------------------------------------------------------------------------
 
 
-def outcome(bench: Bench, context: Mapping[str, Any], change: Mapping[str, Any], folder: Path, watch: Watch | None = None) -> Run | None:
+def outcome(
+    bench: Bench, context: Mapping[str, Any], change: Mapping[str, Any], folder: Path, watch: Watch | None = None
+) -> Run | None:
     """A short training in a context with arguments changed; None where these are refused."""
     method = {**context.get("method", {}), **change}
     try:
@@ -117,7 +119,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return lambda bench, context: run(bench.name, json.dumps(context))
 
 
-def difference(bench: Bench, param: Param, wanted: Any, plain: Any, folder: Path) -> tuple[dict[str, Any], Any, Run] | None:
+def difference(
+    bench: Bench, param: Param, wanted: Any, plain: Any, folder: Path
+) -> tuple[dict[str, Any], Any, Run] | None:
     """The context, value and training in which one of the ``wanted`` values makes a difference."""
     for i, context in enumerate(contexts(bench, param.name)):
         base = plain(bench, context)

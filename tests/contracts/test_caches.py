@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkit.benches import Bench, Run, bench_of, ingredients_of, methods, trained
+
+from toolkit.benches import Run, bench_of, ingredients_of, methods, trained
 
 SERVED = [m for m in methods() if bench_of(m).needs_logits]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from toolkit.benches import ROWS, Bench, Masked, Run, trained
 
 from limbeck.errors import UserError
+from toolkit.benches import ROWS, Bench, Masked, Run, trained
 
 
 def check_finite(run: Run) -> None:
@@ -43,11 +43,9 @@ def test_samples_without_any_label_pull_at_nothing(bench: Bench, tmp_path: Path)
         assert "label" in str(refused) or "class" in str(refused), refused
         return
     check_finite(run)
-    on_labels = {key: value for key, value in (run.values("term") | run.values("share")).items() if key[2].endswith("/ce")}
-    assert all(value == 0 for value in on_labels.values()), on_labels
-    if not any(value for key, value in run.values("share").items()) and bench.recipe.data:
-        fresh = trained(bench.varied(train={"steps": 1}), tmp_path / "labelled", keep=False)
-        assert fresh.values("term").keys() <= run.values("term").keys(), "a term vanishes without labels"
+    noted = run.values("term") | run.values("share")
+    on_labels = {key: value for key, value in noted.items() if key[2].endswith("/ce")}
+    assert not any(on_labels.values()), on_labels
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

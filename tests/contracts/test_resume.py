@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkit.benches import STEPS, Bench, Run, recipe_paths, small, stop_after, trained
 
 from limbeck.engine.stopping import Interrupted
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
+from toolkit.benches import STEPS, Bench, Run, recipe_paths, small, stop_after, trained
 
 
 def differing(one: Run, other: Run) -> list[str]:

@@ -15,7 +15,6 @@ from .conftest import ROOT
 pytest.importorskip("mkdocs")
 
 
-@pytest.mark.slow
 def test_the_site_builds_strictly_and_needs_no_other_host(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

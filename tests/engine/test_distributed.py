@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolkit import set_up, toy_loop, toy_net, toy_teacher
-from toolkit.worker import LEARNER
 
 from limbeck.registry import Block, build
+from toolkit import set_up, toy_loop, toy_net, toy_teacher
+from toolkit.worker import LEARNER
 
 TESTS = Path(__file__).parents[1]
 JOBS = ("ddp:kd:1:", "ddp:kd:2:", "ddp:dml:1:", "fsdp:kd:1:", "ddp:kd:1:resume", "fsdp:kd:1:resume")

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolkit import set_up, toy_loop, toy_net, toy_source, toy_teacher, weights
 
 from limbeck.engine import checkpoint
 from limbeck.engine.best import Best
 from limbeck.engine.journal import DeadTermError, NotFiniteError
 from limbeck.engine.learner import LearnerSettings
-from limbeck.engine.stopping import Interrupted
 from limbeck.engine.method import Batch, Clock, Method, Term, Update, frozen
 from limbeck.engine.schedules import Linear
+from limbeck.engine.stopping import Interrupted
 from limbeck.engine.validation import Validator
 from limbeck.losses import label_loss
 from limbeck.models.forward import forward
 from limbeck.registry import Block, build
+from toolkit import set_up, toy_loop, toy_net, toy_source, toy_teacher, weights
 
 
 def test_a_step_is_plain_sgd_on_the_mean_loss(tmp_path: Path) -> None:
@@ -54,7 +54,9 @@ class Halves(Method):
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
         logits = forward(self.student, batch).logits
         even = batch["id"] % 2 == 0
-        yield Update("student", {"all": Term.of(logits.square().sum(1)), "even": Term.of(logits[:, 0], even, unit="even")})
+        yield Update(
+            "student", {"all": Term.of(logits.square().sum(1)), "even": Term.of(logits[:, 0], even, unit="even")}
+        )
 
     def count(self, batch: Batch) -> dict[str, int | torch.Tensor]:
         return {**super().count(batch), "even": (batch["id"] % 2 == 0).sum()}
@@ -143,7 +145,9 @@ def test_a_scheduled_scalar_is_written_before_each_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_term_that_explodes_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float) -> None:
+def test_a_term_that_explodes_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, bad: float
+) -> None:
     class Explodes(Halves):
         def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
             for update in super().updates(batch, clock):

@@ -27,7 +27,7 @@ def test_the_laws_are_right() -> None:
     assert stats.kstest(normal(ids, (1,), "n").double().flatten().numpy(), "norm").pvalue > 1e-3
     u = uniform(ids, (1,), "u").flatten()
     assert stats.kstest(u.double().numpy(), "uniform").pvalue > 1e-3
-    assert 0 <= u.min() and u.max() < 1
+    assert u.min() >= 0 and u.max() < 1
 
 
 def test_neighbouring_ids_and_positions_are_uncorrelated() -> None:

@@ -31,7 +31,7 @@ from limbeck.engine.teacher import Teacher
 from limbeck.losses import IGNORE
 from limbeck.models.building import build_model
 from limbeck.recipe import Recipe, load_recipe
-from limbeck.registry import Block, Part, find
+from limbeck.registry import Part, find
 from limbeck.run import Context, placement_of
 from limbeck.stages.cache import cache as fill_caches
 from limbeck.training import Ingredients, Trained
@@ -85,9 +85,9 @@ class Bench:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether a teacher's logits are all that is asked of every teacher."""
+        """Whether there are teachers, and no more than logits is asked of them."""
         needs = self.part.facts.get("needs", {})
-        return bool(needs) and all(set(signals) == {"logits"} for signals in needs.values())
+        return bool(self.recipe.teachers) and all(set(signals) <= {"logits"} for signals in needs.values())
 
 
 @functools.cache
@@ -331,8 +331,8 @@ def _watched(begin: Watch) -> Iterator[None]:
 def _listen(loop: Loop, noted: list[tuple[tuple[int, str, str], float]]) -> None:
     add = loop.journal.add
 
-    def listen(step: int, role: str, values: Mapping[str, Tensor]) -> None:
-        noted.extend(((step, role, key), float(value.detach())) for key, value in values.items())
+    def listen(step: int, role: str, values: Mapping[str, Tensor | float]) -> None:
+        noted.extend(((step, role, key), float(value)) for key, value in values.items())
         add(step, role, values)
 
     loop.journal.add = listen  # type: ignore[method-assign]
@@ -389,8 +389,3 @@ def without_batch_statistics(loop: Loop) -> None:
             for name, child in module.named_children():
                 if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
                     setattr(module, name, nn.Identity())
-
-
-def changed_argument(block: Block, name: str, value: Any) -> dict[str, Any]:
-    """Overrides of a recipe that give one argument of its method another value."""
-    return {"method": {**block.tree(), name: value}}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from toolkit import set_up, toy_loop, toy_net, toy_teacher
 
 from limbeck.engine.devices import Placement, launch
 from limbeck.engine.learner import LearnerSettings
 from limbeck.registry import Block, build
+from toolkit import set_up, toy_loop, toy_net, toy_teacher
 
 LEARNER = LearnerSettings(optimizer=Block("adamw", {"lr": 0.01}), ema=(0.9,), clip=0.5)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
-from torch import nn
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from limbeck.errors import UserError
@@ -80,6 +80,23 @@ def _strategy(placement: Placement, world: int, accelerator: str) -> Any:
         backend = "nccl" if accelerator == "cuda" else "gloo"
         return DDPStrategy(process_group_backend=backend, find_unused_parameters=True)
     return "auto"
+
+
+def wrapped(module: nn.Module, fabric: Fabric) -> nn.Module:
+    """A module as its strategy and precision need it, on its device.
+
+    Alone and in full precision that is the module itself: Fabric's wrapper would do nothing but walk through the inputs
+    and outputs of every call, which costs more than the call of a small network.
+    """
+    alone = type(fabric.strategy) is SingleDeviceStrategy and fabric.strategy.precision.precision == "32-true"
+    return module.to(fabric.device) if alone else fabric.setup_module(module)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The tensors of a batch (a map, however deep) on a device; what is no tensor stays as it is."""
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
+    return {k: to_device(v, device) for k, v in batch.items()} if isinstance(batch, dict) else batch
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -32,11 +32,10 @@ class Journal:
 
     def __init__(self) -> None:
         self.shares: dict[str, list[float]] = {}
-        self._pending: list[tuple[int, str, Mapping[str, Tensor]]] = []
-        self._kept: list[tuple[int, str, str, float]] = []
+        self._pending: list[tuple[int, str, Mapping[str, Tensor | float]]] = []
 
-    def add(self, step: int, role: str, values: Mapping[str, Tensor]) -> None:
-        """Keep values (device scalars) of one update until the next flush."""
+    def add(self, step: int, role: str, values: Mapping[str, Tensor | float]) -> None:
+        """Keep values (numbers, and scalars on the device without gradient) of one update until the next flush."""
         self._pending.append((step, role, values))
 
     def flush(self) -> dict[str, float]:
@@ -47,18 +46,17 @@ class Journal:
         """
         if not self._pending:
             return {}
-        keys = [(step, role, key) for step, role, values in self._pending for key in values]
-        flat = [v.detach().reshape(()).float() for _, _, values in self._pending for v in values.values()]
-        self._pending.clear()
-        device = next((f.device for f in flat if f.device.type != "cpu"), torch.device("cpu"))
-        numbers = torch.stack([f.to(device, non_blocking=True) for f in flat]).tolist()
-        rows: dict[str, list[float]] = {}
-        for (step, role, key), number in zip(keys, numbers, strict=True):
-            if not math.isfinite(number) and key.startswith(("term/", "weighted/")):
-                term = key.split("/", 1)[1]
-                raise NotFiniteError(f"term '{term}' of learner '{role}' became {number} at step {step}")
-            rows.setdefault(_name(key, role), []).append(number)
-        return {name: sum(values) / len(values) for name, values in rows.items()}
+        pending, self._pending = self._pending, []
+        numbers = iter(_numbers([v for _, _, values in pending for v in values.values()]))
+        found: dict[tuple[str, str], list[float]] = {}
+        for step, role, values in pending:
+            for key in values:
+                number = next(numbers)
+                if not math.isfinite(number) and key.startswith(("term/", "weighted/")):
+                    term = key.split("/", 1)[1]
+                    raise NotFiniteError(f"term '{term}' of learner '{role}' became {number} at step {step}")
+                found.setdefault((key, role), []).append(number)
+        return {_name(*place): sum(series) / len(series) for place, series in found.items()}
 
     def measure(
         self, step: int, role: str, weighted: Mapping[str, Tensor], gradients: Callable[[Tensor], Sequence[Tensor]]
@@ -77,7 +75,7 @@ class Journal:
         norms = {n: _norm(gradients(v)) if v.requires_grad else 0.0 for n, v in weighted.items()}
         total = sum(norms.values())
         shares = {name: norm / total if total > 0 else 0.0 for name, norm in norms.items()}
-        self.add(step, role, {f"share/{n}": torch.tensor(s) for n, s in shares.items()})
+        self.add(step, role, {f"share/{n}": s for n, s in shares.items()})
         for name, share in shares.items():
             seen = self.shares.setdefault(f"{role}: {name}", [])
             alive = share > 0 or float(weighted[name].detach()) != 0
@@ -99,6 +97,13 @@ class Journal:
             if mean < 0.01 and by_role[name.split(": ")[0]] > 1:
                 found.append(f"term '{name}' contributes {100 * mean:.2g} % of the gradient: is its weight right?")
         return found
+
+
+def _numbers(values: Sequence[Tensor | float]) -> list[float]:
+    """The values as numbers; those on an accelerator come over in one transfer."""
+    away = [v for v in values if isinstance(v, Tensor) and not v.is_cpu]
+    fetched = iter(torch.stack([v.reshape(()).float() for v in away]).tolist() if away else ())
+    return [next(fetched) if isinstance(v, Tensor) and not v.is_cpu else float(v) for v in values]
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:

@@ -77,8 +77,10 @@ class Learner:
 
     def zero_grad(self) -> None:
         """Drop the gradients: this update's, and those that another learner's update left here."""
-        for p in self.plain.parameters():
-            p.grad = None
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad = None
 
     def after_step(self) -> None:
         """Count the optimizer's step and move the averages."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from limbeck.engine import checkpoint, rng
 from limbeck.engine.best import Best
 from limbeck.engine.counting import declared, divisors
+from limbeck.engine.devices import to_device, wrapped
 from limbeck.engine.journal import MEASUREMENTS, Journal, NotFiniteError, note
 from limbeck.engine.learner import Learner, LearnerSettings
 from limbeck.engine.method import Batch, Clock, Method, Update
@@ -152,7 +153,7 @@ class Loop:
         for micro in self.stream.batches(self.step, self.settings.steps):
             clock = self.clock()
             self._set_schedules(clock)
-            self._one_step([self.fabric.to_device(b) for b in micro], clock)
+            self._one_step([to_device(b, self.fabric.device) for b in micro], clock)
             self.method.after_step(clock)
             self.step += 1
             self.spent = time.monotonic() - began
@@ -190,7 +191,7 @@ class Loop:
         learners: list[Learner] | None = None
         for i, generator in enumerate(generators):
             # Several processes exchange gradients with the last micro-batch only, whose forward must know it too.
-            with self._local(i < len(generators) - 1):
+            with self._local() if i < len(generators) - 1 else nullcontext():
                 update = next(generator, None)
                 if update is None:
                     continue
@@ -206,9 +207,9 @@ class Loop:
         return learners if trains and all(learner.due(clock) for learner in learners) else []
 
     @contextmanager
-    def _local(self, wanted: bool) -> Iterator[None]:
+    def _local(self) -> Iterator[None]:
         with ExitStack() as stack:
-            if wanted and self.fabric.world_size > 1:
+            if self.fabric.world_size > 1:
                 for learner in self.learners.values():
                     if learner.optimizer is not None:
                         stack.enter_context(self.fabric.no_backward_sync(learner.module))  # type: ignore[arg-type]
@@ -218,7 +219,8 @@ class Loop:
         terms = {name: term for name, term in update.evaluate().items() if term.weight != 0}
         counts = divisors(self.method, terms, totals, self.fabric)
         # Strategies average gradients over processes; the definition is the sum over all samples by the global count.
-        values = {n: t.sum * (self.fabric.world_size / counts[n]) for n, t in terms.items()}
+        world = self.fabric.world_size
+        values = {n: (t.sum if world == 1 else t.sum * world) / counts[n] for n, t in terms.items()}
         weighted = {n: v * terms[n].weight for n, v in values.items()}
         role = "+".join(update.roles)
         if self._measures(clock):
@@ -246,7 +248,7 @@ class Loop:
 
     def _step(self, learners: list[Learner], clock: Clock) -> None:
         for learner in learners:
-            values = {f"lr/{learner.role}": torch.tensor(learner.set_rate(clock))}
+            values: dict[str, Tensor | float] = {f"lr/{learner.role}": learner.set_rate(clock)}
             if learner.optimizer is None:
                 continue
             if learner.settings.clip is not None:
@@ -307,7 +309,7 @@ class Loop:
             learner.plain.train()
             module: Any = torch.compile(learner.plain) if self.settings.compile else learner.plain
             if learner.parameters:
-                module = self.fabric.setup_module(module)
+                module = wrapped(module, self.fabric)
                 optimizer = build("optimizer", learner.settings.optimizer, learner.parameters)
                 learner.prepare(module, cast(Optimizer, self.fabric.setup_optimizers(optimizer)))
             else:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Set
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limbeck.data.base import Source
 from limbeck.engine.cache import CacheSpec, TeacherCache, fill
+from limbeck.engine.progress import Progress
+from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
 from limbeck.paths import cache_root
 from limbeck.registry import find, register
@@ -22,23 +29,57 @@ def cache(context: Context) -> None:
         UserError: no training split, a method that needs what the cache cannot give, a budget that is too small, or
             stored outputs that the live teacher does not repeat.
     """
-    settings = context.recipe.cache
-    if settings is None:
+    if context.recipe.cache is None:
         return
+    check_cache(context.recipe)
     source = context.ingredients.main.train
     if source is None:
         raise UserError("cache: the data has no training split to store teacher outputs for")
-    method = find("method", context.recipe.method.name)
-    if settings.mode == "topk" and not method.facts.get("truncated", False):
-        raise UserError(f"cache: method {method.name} needs whole logits, so mode topk does not serve it; use fp16")
     spec = cache_spec(context.recipe)
-    needs = method.facts.get("needs", {})
+    needs = find("method", context.recipe.method.name).facts.get("needs", {})
     for role, teacher in context.teachers.items():
-        signals = set(needs.get(role, needs.get("*", {"logits"})))
+        signals = frozenset(needs.get(role, needs.get("*", {"logits"})))
         folder = cache_root() / "signals" / f"{teacher.hash[:16]}-{source.fingerprint[:16]}-{spec.key(signals)}"
         context.once(partial(_fill, context, teacher, source, folder, spec, signals))
         teacher.stored = TeacherCache.open(folder, teacher_hash=teacher.hash, fingerprint=source.fingerprint)
         context.say(f"cache: {role}'s {', '.join(sorted(signals))} from {folder}")
+
+
+def _fill(context: Context, teacher: Teacher, source: Source, folder: Path, spec: CacheSpec, signals: Set[str]) -> None:
+    """Complete the stored outputs of one teacher and repeat some of them live; its warnings go into the report."""
+    settings, device = context.recipe.cache, context.fabric.device
+    assert settings is not None
+    teacher.module.to(device)
+    bar = Progress(f"cache: {teacher.name}", len(source) * spec.views, quiet=context.quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come with the cache, too
+        kept = fill(
+            folder, teacher, source, spec, signals, batch_size=256, device=device,
+            progress=lambda done, total: bar.update(done),
+        )  # fmt: skip
+    kept.verify(teacher.compute, source, settings.verify, device=device)
+    for warning in kept.warnings:
+        context.say(f"cache: {warning}")
+    context.warnings += kept.warnings
+
+
+def check_cache(recipe: Recipe) -> None:
+    """Refuse a ``cache`` block that could not serve the run, from the recipe alone.
+
+    Raises:
+        UserError: several streams or phases with data of their own, whose samples the cache could not tell apart; or
+            a truncated cache for a method that needs whole logits.
+    """
+    if recipe.cache is None:
+        return
+    if len(recipe.data) > 1:
+        raise UserError(f"cache: stores outputs for one stream of data, and there are {', '.join(recipe.data)}")
+    if any("data" in phase.overrides for phase in recipe.phases):
+        raise UserError("cache: stores outputs for the run's data, and a phase brings its own: leave one of them out")
+    method = find("method", recipe.method.name)
+    if recipe.cache.mode == "topk" and not method.facts.get("truncated", False):
+        raise UserError(f"cache: method {method.name} needs whole logits, so mode topk does not serve it; use fp16")
+    cache_spec(recipe)
 
 
 def cache_spec(recipe: Recipe) -> CacheSpec:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from limbeck import __version__
+from limbeck.arms import fingerprints
+from limbeck.codehash import code_of
+from limbeck.data.base import Source
 from limbeck.engine.teacher import Teacher
+from limbeck.engine.validation import Validator
+from limbeck.errors import UserError
 from limbeck.export.store import Stored
 from limbeck.models.building import build_model
 from limbeck.paths import cache_root
@@ -17,46 +25,138 @@ from limbeck.training import Ingredients, train
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
+    from limbeck.recipe.parts import TeacherBlock
+
+QUICK = 10_000
+"""Samples that a teacher's own score is taken over, at most."""
 
 
 @register("stage")
 def teacher(context: Context) -> None:
-    """Load or train every teacher of the recipe, and put it before the student as an arm of its own."""
+    """Load or train every teacher of the recipe, try it on the data, and put it before the student as an arm.
+
+    Raises:
+        UserError: a teacher cannot be loaded or trained, cannot read the data, or has other classes than the data
+            where the method compares logits.
+    """
     for role, block in context.recipe.teachers.items():
         stored, arm = _prepare(context, role, block)
         made = Teacher(stored.module, stored.gives, role, block.mode)
         arm.teacher, arm.describe = made, describe(stored)
+        arm.judged_by = _try(context, made, arm, needs_logits(context.recipe, role))
         context.teachers[role], context.arms[role] = made, arm
-        context.say(f"{role}: {arm.describe}, {made.parameters():,} parameters, none trains; hash {made.hash[:12]}")
+        loaded = ", every weight found in its file" if _pretrained(block) else ""
+        context.say(
+            f"{role}: {arm.describe}, {made.parameters():,} parameters, none trains{loaded}; "
+            f"hash {made.hash[:12]}{_own_score(context, arm)}"
+        )
 
 
-def _prepare(context: Context, role: str, block: Any) -> tuple[Stored, Arm]:
+def needs_logits(recipe: Recipe, role: str) -> bool:
+    """Whether the method compares this teacher's logits, so that its classes must be the data's."""
+    needs = find("method", recipe.method.name).facts.get("needs", {})
+    return "logits" in needs.get(role, needs.get("*", ()))
+
+
+def _prepare(context: Context, role: str, block: TeacherBlock) -> tuple[Stored, Arm]:
     label = "Teacher" if role == "teacher" else role
     arm = Arm(role, "teacher", label, context.recipe)
     facts = {} if block.block.name == "auto" else find("model", block.block.name).facts
     exact = facts.get("exact", False) or facts.get("trained", False)
-    pretrained = block.path is not None or "path" in block.block.args or "hub" in block.block.args
-    if exact or pretrained:
+    if exact or _pretrained(block):
         offers = context.ingredients.offers
         spec = context.ingredients.main.spec.as_dict()
         return build_model(block.block, offers=offers, seed=context.recipe.seed, path=block.path, spec=spec), arm
     recipe = context.recipe.of_teacher(role)
     key = teacher_key(recipe, context)
-    folder = cache_root() / "teachers" / f"{block.block.name}-{key[:16]}"
+    folder = cache_root() / "teachers" / f"{block.block.name.replace(':', '.')}-{key[:16]}"
     ingredients = Ingredients(context.data, {}, context.fabric, context.quiet)
     trained = train(recipe, ingredients, folder, seed=context.recipe.seed, key=key, label=role)
     arm.folder, arm.numbers, arm.recipe = folder, trained.numbers, recipe
     return trained.model, arm
 
 
+def _pretrained(block: TeacherBlock) -> bool:
+    return block.path is not None or "path" in block.block.args or "hub" in block.block.args
+
+
 def teacher_key(recipe: Recipe, context: Context) -> str:
     """What a trained teacher depends on."""
-    contents = {n: getattr(d.train, "fingerprint", "") for n, d in context.data.items()}
-    facts = [recipe.fingerprint("student", "method", "train"), contents, context.recipe.seed, __version__]
+    contents = fingerprints(context.data, ("train", "val"))
+    code = code_of(recipe.tree, recipe.method.name)
+    facts = [recipe.fingerprint("student", "method", "train"), contents, code, context.recipe.seed, __version__]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trying a teacher before anything is trained
+
+
+def _try(context: Context, made: Teacher, arm: Arm, compares: bool) -> tuple[str, ...] | None:
+    """Run the teacher on two samples; gives the metrics that can judge it, None for all."""
+    main = context.ingredients.main
+    source = main.train or main.test or main.val
+    if source is None or "logits" not in made.gives or main.spec.task == "generation":
+        return None
+    batch = context.fabric.to_device(source.batch(torch.arange(min(2, len(source)))))
+    made.module.to(context.fabric.device)
+    try:
+        logits = made.compute(batch).get("logits")
+    except Exception as error:
+        given = ", ".join(f"{k} {list(v.shape)}" for k, v in batch.items() if k.startswith("input"))
+        first_line = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        says = f"{made.name}: {arm.describe} cannot read the data ({given}): {first_line}"
+        if compares or ":" not in context.recipe.teachers[made.name].block.name:
+            raise UserError(says) from error
+        context.notes.append(f"{says}; it is left to the method to call it, and it is not judged")
+        return ()
+    wanted = main.spec.classes if main.spec.task == "classification" else None
+    if wanted is None or logits is None or logits.shape[-1] == wanted:
+        return None
+    says = f"{made.name}: {arm.describe} has {logits.shape[-1]} classes, and the data has {wanted}"
+    if compares:
+        raise UserError(f"{says}: method {context.recipe.method.name} compares their logits, so they must be the same")
+    context.notes.append(f"{says}: it is not judged on them")
+    return ("efficiency",)
+
+
+def _own_score(context: Context, arm: Arm) -> str:
+    """The teacher's own score on the evaluation data, as text."""
+    main, made = context.ingredients.main, arm.teacher
+    source = main.test or main.val
+    if context.quiet or source is None or made is None or main.spec.task == "generation":
+        return ""
+    if "logits" not in made.gives or arm.judged_by is not None:
+        return "" if arm.judged_by is None else f"; {context.notes[-1]}"
+    found = Validator(First(source, QUICK))(made.module, context.fabric)
+    unit = "tokens" if main.spec.task == "language" else "samples"
+    return f"; its own score: right on {found['accuracy']:.1%} of the test {unit}, nll {found['nll']:.4g}"
+
+
+class First:
+    """The first rows of a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.spec = source, source.spec
+        self.count = min(count, len(source))
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the whole."""
+        return self.source.fingerprint
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: torch.Tensor, view: int = 0) -> dict[str, Any]:
+        """Rows of the source."""
+        return self.source.batch(indices, view)
 
 
 def describe(stored: Stored) -> str:
     """A model in a few words: its name and the arguments that are plain numbers."""
+    if stored.block.name == "transformers":
+        origin = str(stored.block.args.get("hub") or stored.block.args.get("path") or "")
+        return f"{type(stored.module).__name__}({Path(origin).name})"
     shown = {k: v for k, v in stored.block.args.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
     return f"{stored.block.name}({', '.join(f'{k}={v}' for k, v in shown.items())})"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from limbeck.arms import arm_key, arm_recipe
+from limbeck.recipe import Recipe
 from limbeck.registry import register
 from limbeck.run import Arm, Context
-from limbeck.stages.teacher import describe
-from limbeck.training import Ingredients, arm_key, train
+from limbeck.stages.cache import cache
+from limbeck.stages.teacher import describe, teacher
+from limbeck.training import data_of, train
 
 LABELS = {"alone": "Student alone"}
 
@@ -28,16 +32,25 @@ def controls(context: Context) -> None:
 
 def add_arm(context: Context, name: str, role: str, label: str, overrides: Mapping[str, Any]) -> Arm:
     """Train (or find) one arm and put it into the context."""
-    recipe = (
-        context.recipe.with_overrides({"claim": None, "controls": False, **overrides}) if overrides else context.recipe
-    )
-    teachers = {r: t for r, t in context.teachers.items() if r in recipe.teachers}
-    ingredients = Ingredients(context.data, teachers, context.fabric, context.quiet)
-    key = arm_key(recipe, ingredients, context.seed)
+    recipe = arm_recipe(context.recipe, overrides) if overrides else context.recipe
+    own = _context_of(context, recipe)
+    key = arm_key(recipe, own.data, own.teachers, context.seed)
     folder = context.artifact(name, key)
-    trained = train(recipe, ingredients, folder, seed=context.seed, key=key, label=label.lower())
+    trained = train(recipe, own.ingredients, folder, seed=context.seed, key=key, label=label.lower())
     arm = Arm(name, role, label, recipe, folder, trained.numbers)
     arm.describe = describe(trained.model)
     context.arms[name] = arm
     context.warnings += [f"{label}: {w}" for w in trained.numbers.get("warnings", [])]
     return arm
+
+
+def _context_of(context: Context, recipe: Recipe) -> Context:
+    """What an arm is trained with: the run's data and teachers, or its own where its recipe changes them."""
+    data = dict(data_of(recipe, context.recipe, context.data))
+    teachers = {r: t for r, t in context.teachers.items() if r in recipe.teachers}
+    if data == context.data and all(context.recipe.teachers.get(r) == b for r, b in recipe.teachers.items()):
+        return replace(context, recipe=recipe, teachers=teachers)
+    own = replace(context, recipe=recipe, data=data, teachers={}, arms={}, quiet=True)
+    teacher(own)
+    cache(own)
+    return replace(own, quiet=context.quiet)

@@ -71,5 +71,8 @@ def _without(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 
 def _is_label(values: Tensor, labels: Tensor) -> Tensor:
+    """Where each row's label is, bool [B, K]. A scatter takes fewer labels than rows without a word."""
+    if labels.shape != values.shape[:-1]:
+        raise ValueError(f"logits {tuple(values.shape)} and labels {tuple(labels.shape)}: one label for each row")
     index = torch.where(labels == IGNORE, torch.zeros_like(labels), labels)
     return torch.zeros_like(values, dtype=torch.bool).scatter_(-1, index[:, None], True)

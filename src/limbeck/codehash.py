@@ -1,0 +1,79 @@
+"""A hash of the code behind a name, so that what was trained by other code is not taken for the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from limbeck.recipe.recipe import DESCRIPTIVE
+from limbeck.registry import _LIVE, Part, find
+
+DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""How a recipe names a user's own object: ``package.module:object``."""
+
+
+def part_hash(part: Part) -> str:
+    """Hash of the file that a part is in; of its code alone where it is an object of this process (a notebook's)."""
+    live = _LIVE.get((part.kind, part.name))
+    if live is not None:
+        return _digest(object_code(live))
+    return module_hash(part.module)
+
+
+def module_hash(module: str) -> str:
+    """Hash of a module's source file; empty where it has none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return ""
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return ""
+    return _digest(Path(spec.origin).read_bytes())
+
+
+def code_of(tree: Mapping[str, Any], method: str) -> dict[str, str]:
+    """The code that a recipe's tree runs by name: its method's file, and the modules of every dotted name."""
+    runs = {k: v for k, v in tree.items() if k not in DESCRIPTIVE}
+    modules = {name.partition(":")[0] for name in _dotted(runs)}
+    return {f"method {method}": part_hash(find("method", method)), **{m: module_hash(m) for m in sorted(modules)}}
+
+
+def object_code(target: Any) -> bytes:
+    """The compiled code of a function, or of a class with its own methods, without line numbers and addresses."""
+    if isinstance(target, type):
+        own = (object_code(v) for v in vars(target).values() if isinstance(v, types.FunctionType | property))
+        return target.__qualname__.encode() + b"".join(own)
+    if isinstance(target, property):
+        return object_code(target.fget) if target.fget else b""
+    found = getattr(target, "__code__", None)
+    return _compiled(found) if found is not None else str(getattr(target, "__qualname__", "")).encode()
+
+
+def _compiled(code: types.CodeType) -> bytes:
+    return code.co_code + repr(code.co_names).encode() + b"".join(map(_constant, code.co_consts))
+
+
+def _constant(value: Any) -> bytes:
+    if isinstance(value, types.CodeType):
+        return _compiled(value)
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value).encode()
+
+
+def _dotted(tree: Any) -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from _dotted(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _dotted(value)
+    elif isinstance(tree, str) and DOTTED.fullmatch(tree):
+        yield tree
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
