@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from limbeck import registry
+from limbeck.arms import fingerprints
+from limbeck.codehash import object_code
 from limbeck.data.base import Data
-from limbeck.data.python import as_data
+from limbeck.data.python import NAMES, as_data
+from limbeck.engine import rng
 from limbeck.engine.checkpoint import tensor_hash
+from limbeck.engine.method import Method
 from limbeck.errors import UserError
 from limbeck.export import store
 from limbeck.recipe import load_recipe
@@ -23,8 +31,9 @@ def distill(
     *,
     student: nn.Module | str | Path | Mapping[str, Any],
     teacher: nn.Module | str | Path | Mapping[str, Any] | None = None,
+    teachers: Mapping[str, Any] | None = None,
     data: Any = None,
-    method: str | Mapping[str, Any] = "kd",
+    method: str | type[Method] | Mapping[str, Any] = "kd",
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int = 128,
@@ -36,6 +45,7 @@ def distill(
     seed: int = 0,
     runs: str | Path = "runs",
     quiet: bool = False,
+    fresh: bool = False,
     **recipe: Any,
 ) -> Result:
     """Distil a teacher into a student, train the student alone beside it, and write the report.
@@ -44,9 +54,11 @@ def distill(
         student: a network (its weights are the start; the object itself is not changed), the name of a model, a
             folder, or a block (``{"name": "cnn", "width": 8}``).
         teacher: likewise; a network is used as it is.
+        teachers: several teachers by role, each as ``teacher``.
         data: a name (``"digits"``), a block, ``(x, y)`` tensors, ``{"train": (x, y), "test": (x, y)}``, datasets, or a
-            :class:`~limbeck.data.base.Data`. None for methods that need none.
-        method: a method's name, or a block with its hyper-parameters.
+            :class:`~limbeck.data.base.Data`; or several streams by name (``{"labelled": ..., "unlabelled": ...}``),
+            each any of these. None for methods that need none.
+        method: a method's name or class, or a block with its hyper-parameters.
         epochs, steps, batch_size, lr: the usual words of the ``train`` block.
         train: the rest of the ``train`` block.
         evaluate: metrics; by default those of the task.
@@ -55,6 +67,7 @@ def distill(
         seed: of weights, order and noise.
         runs: the folder that the run directory is made in.
         quiet: no progress.
+        fresh: start anew although the same call was run before (its directory is moved aside).
         **recipe: further blocks of a recipe (``cache``, ``phases``, ...).
 
     Returns:
@@ -67,21 +80,28 @@ def distill(
     settings: dict[str, Any] = {"batch_size": batch_size, **(train or {})}
     settings |= {k: v for k, v in {"epochs": epochs, "steps": steps}.items() if v is not None}
     if lr is not None:
-        settings["optimizer"] = {"name": "adamw", **settings.get("optimizer", {}), "lr": lr}
+        given = settings.get("optimizer", {})
+        settings["optimizer"] = {"name": "adamw", **({"name": given} if isinstance(given, str) else given), "lr": lr}
+    several = {role: _model_block(model, role) for role, model in (teachers or {}).items()}
     tree = {
         "title": title,
         "seed": seed,
-        "data": _data_block(data),
+        "data": _data_blocks(data),
         "teacher": _model_block(teacher, "teacher"),
+        "teachers": several or None,
         "student": _model_block(student, "student"),
-        "method": {"name": method} if isinstance(method, str) else dict(method),
+        "method": _method_block(method),
         "train": settings,
         "evaluate": evaluate,
         "controls": controls,
         **recipe,
     }
     found = load_recipe({k: v for k, v in tree.items() if v is not None})
-    return run_recipe(found, runs=runs, quiet=quiet)
+    before = rng.state(torch.device("cpu"))
+    try:
+        return run_recipe(found, runs=runs, quiet=quiet, fresh=fresh)
+    finally:
+        rng.restore(before, torch.device("cpu"))  # the caller's random numbers go on as if nothing had been drawn
 
 
 def load(folder: str | Path, *, into: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
@@ -115,14 +135,37 @@ def _model_block(model: Any, role: str) -> dict[str, Any] | None:
 
 def _live_model(model: nn.Module, role: str) -> str:
     """Register a live network under a name made of its class and content, so that runs of it are told apart."""
-    name = f"{role}-{type(model).__name__}-{tensor_hash(model.state_dict())[:12]}".lower()
+    digest = hashlib.sha256(tensor_hash(model.state_dict()).encode())
+    digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
+    for kind in sorted({type(m) for m in model.modules()}, key=lambda kind: kind.__qualname__):
+        if kind.__module__.partition(".")[0] not in ("torch", "transformers"):
+            digest.update(object_code(kind))
+    name = f"{role}-{type(model).__name__}-{digest.hexdigest()[:12]}".lower()
 
     def make() -> nn.Module:
         return copy.deepcopy(model)
 
-    make.__limbeck__ = {"kind": "model", "name": name, "trained": role == "teacher"}  # type: ignore[attr-defined]
+    make.__limbeck__ = {"kind": "model", "name": name, "trained": role != "student"}  # type: ignore[attr-defined]
     registry._LIVE["model", name] = make
     return name
+
+
+def _method_block(method: Any) -> dict[str, Any]:
+    if isinstance(method, Mapping):
+        return dict(method)
+    if isinstance(method, str):
+        return {"name": method}
+    if isinstance(method, type) and issubclass(method, Method):
+        registry._LIVE["method", method.__name__] = method
+        return {"name": method.__name__}
+    raise UserError(f"method must be a name, a class derived from limbeck.Method, or a block; got {method!r}")
+
+
+def _data_blocks(data: Any) -> dict[str, Any] | None:
+    """One data block, or one for each stream."""
+    if not isinstance(data, Mapping) or "name" in data or set(data) <= set(NAMES):
+        return _data_block(data)
+    return {name: _data_block(value) for name, value in data.items()}
 
 
 def _data_block(data: Any) -> dict[str, Any] | None:
@@ -130,11 +173,11 @@ def _data_block(data: Any) -> dict[str, Any] | None:
         return None
     if isinstance(data, str):
         return {"name": data}
-    if isinstance(data, Mapping) and ("name" in data or all(isinstance(v, Mapping) for v in data.values())):
+    if isinstance(data, Mapping) and "name" in data:
         return dict(data)
-    built = data if isinstance(data, Data) else as_data(data)
-    fingerprint = getattr(built.train or built.test, "fingerprint", "")
-    name = f"data-{fingerprint[:16]}"
+    built = as_data(data)
+    content = hashlib.sha256(json.dumps(fingerprints({"data": built}), sort_keys=True).encode()).hexdigest()
+    name = f"data-{content[:16]}"
 
     def make() -> Data:
         return built

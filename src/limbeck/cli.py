@@ -106,7 +106,6 @@ def run(a: argparse.Namespace) -> int:
     from limbeck.recipe import load_recipe
 
     recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
-    _remark(recipe.remarks)
     from limbeck.processes import relaunch
 
     code = relaunch(recipe, a.given)
@@ -142,7 +141,8 @@ def check(a: argparse.Namespace) -> int:
     from limbeck.recipe import load_recipe
 
     recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
-    _remark(recipe.remarks)
+    for remark in recipe.remarks:
+        print(f"note: {remark}", file=sys.stderr)
     estimate: dict[str, Any] = {}
     if not a.static:
         from limbeck.planning import estimate_run
@@ -311,12 +311,15 @@ def _add_init(commands: Any) -> None:
 
 def init(a: argparse.Namespace) -> int:
     """``limbeck init``."""
-    from limbeck.gallery import starter
+    from limbeck.starter import starter
 
-    path = Path(a.path)
+    path, text = Path(a.path), starter(a.method, a.path)
     if path.exists():
         raise UserError(f"{path} exists already: name another file")
-    path.write_text(starter(a.method), encoding="utf8")
+    try:
+        path.write_text(text, encoding="utf8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
     print(path)
     return OK
 
@@ -336,7 +339,7 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_finite(value), allow_nan=False), flush=True)
+    print(json.dumps(_finite(value), allow_nan=False, default=str), flush=True)
 
 
 def _finite(value: Any) -> Any:
@@ -346,12 +349,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _remark(remarks: Sequence[str]) -> None:
-    if is_first_process():
-        for remark in remarks:
-            print(f"note: {remark}", file=sys.stderr)
 
 
 def is_first_process() -> bool:

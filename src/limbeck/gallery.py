@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import yaml
 from limbeck import registry
 from limbeck.codehash import part_hash
 from limbeck.errors import UserError
+from limbeck.recipe.blocks import OFFERED
 from limbeck.registry import nearest
 
 if TYPE_CHECKING:
@@ -160,9 +161,16 @@ def describe(name: str) -> dict[str, Any]:
         "family": part.family,
         "about": part.doc,
         "arguments": [
-            {"name": p.name, "type": p.source, "default": None if p.required else p.default, "required": p.required}
+            {
+                "name": p.name,
+                "type": p.source,
+                "default": None if p.required else p.default,
+                "required": p.required and not (kind == "model" and p.name in OFFERED),
+                "from_data": kind == "model" and p.name in OFFERED,
+            }
             for p in part.params
         ],
+        **({"gives": sorted(part.facts.get("gives", {"logits"}))} if kind == "model" else {}),
         "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
         **({"evidence": row["evidence"], "recipe": row["recipe"]} if row else {}),
     }
@@ -171,15 +179,21 @@ def describe(name: str) -> dict[str, Any]:
 def text(facts: dict[str, Any]) -> str:
     """:func:`describe` for a terminal."""
     lines = [f"{facts['kind']} {facts['name']}  ({facts['family']})", "", facts["about"], "", "Arguments:"]
-    lines += [
-        f"  {a['name']}: {a['type']}" + ("  (required)" if a["required"] else f" = {a['default']!r}")
-        for a in facts["arguments"]
-    ]
+    lines += [f"  {_argument(a)}" for a in facts["arguments"]] or ["  none"]
+    if "gives" in facts:
+        lines.append(f"Gives: {', '.join(facts['gives'])}")
     for role, signals in facts["needs"].items():
         lines.append(f"Needs of {'every teacher' if role == '*' else role}: {', '.join(signals)}")
     if facts.get("recipe"):
         lines += [f"Recipe: {facts['recipe']}", f"Evidence: {facts['evidence']}"]
     return "\n".join(lines)
+
+
+def _argument(a: Mapping[str, Any]) -> str:
+    if a["required"]:
+        return f"{a['name']}: {a['type']}  (required)"
+    default = "" if a["from_data"] and a["default"] is None else f" = {a['default']!r}"
+    return f"{a['name']}: {a['type']}{default}" + ("  (from the data, where left out)" if a["from_data"] else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,54 +246,3 @@ def _state_of_file(path: Path) -> str:
         return evidence_state(load_recipe(path))
     except UserError:  # the recipe has mistakes since
         return "stale"
-
-
-def starter(method: str) -> str:
-    """A commented recipe for one's own model and data."""
-    part = registry.find("method", method)
-    shown = [f"  {p.name}: {json.dumps(p.default)}" for p in part.params if not p.required and _simple(p.default)]
-    arguments = "\n".join(shown)
-    teacher = "teacher" in part.facts.get("needs", {})
-    return STARTER.format(method=method, arguments=arguments, teacher=STARTER_TEACHER if teacher else "")
-
-
-def _simple(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
-
-
-STARTER_TEACHER = """
-# The teacher: your own model and its weights (a safetensors file, or a folder that limbeck or transformers saved).
-# Leave path out and it is trained once on the data above, kept, and found again.
-teacher:
-  name: cnn              # or mypackage.models:make_teacher, or {{path: folder}} alone
-  width: 64
-  # path: teacher.safetensors
-"""
-
-STARTER = """\
-# limbeck run recipe.yaml            trains, evaluates and writes report.html
-# limbeck check recipe.yaml          shows the plan: every value and where it came from
-# limbeck list --kind data           what data can be (likewise model, method, metric, ...)
-title: My distillation
-
-# Data by name, a file, a folder, or your own function that returns datasets: {{name: mypackage.data:load}}.
-data:
-  name: digits           # npz, folder, csv, jsonl, text, datasets_dir, fashion_mnist, cifar10, ...
-{teacher}
-# The student: any model. Arguments named classes, in_channels, ... are filled from the data.
-student:
-  name: cnn              # or mypackage.models:make_student
-  width: 8
-
-method:
-  name: {method}
-{arguments}
-
-train:
-  epochs: 20
-  batch_size: 128        # of the whole step, however many devices and micro-batches share it
-  optimizer: {{name: adamw, lr: 2.0e-3}}
-  schedule: {{name: cosine}}
-
-evaluate: [accuracy, calibration, agreement, efficiency]
-"""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.engine.method import Term
+from limbeck.errors import UserError
 from limbeck.registry import register
 
 IGNORE = -100
@@ -23,11 +24,11 @@ def same_shape(**tensors: Tensor) -> None:
     """Refuse tensors of unlike shape: broadcasting one of them gives a plausible wrong number.
 
     Raises:
-        ValueError: naming each tensor and its shape.
+        UserError: (a ValueError) naming each tensor and its shape.
     """
     if len({t.shape for t in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise ValueError(f"these must have the same shape: {shapes}")
+        raise UserError(f"these must have the same shape: {shapes}")
 
 
 def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
@@ -120,9 +121,11 @@ def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float, reduc
     if logits.shape[:-1] != labels.shape:
         shapes = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
         raise ValueError(f"{shapes} must be [..., K] and [...]: one label for each row")
+    if logits.dim() > 2:
+        logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     return F.cross_entropy(
-        _wide(logits).reshape(-1, logits.shape[-1]),
-        labels.reshape(-1),
+        _wide(logits),
+        labels,
         reduction=reduction,
         ignore_index=IGNORE,
         label_smoothing=label_smoothing,

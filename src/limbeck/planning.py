@@ -16,12 +16,19 @@ from limbeck.engine.devices import launch
 from limbeck.engine.progress import duration
 from limbeck.engine.teacher import Teacher
 from limbeck.models.building import build_model
+from limbeck.preflight import preflight
+from limbeck.recipe.blocks import AUTO
 from limbeck.training import Ingredients, start_student, train
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 WARM, TIMED = 2, 5
+UNSAID = frozenset(
+    f"train.{key}"
+    for key in ("devices", "accelerator", "strategy", "nodes", "checkpoint_every", "log_every", "deterministic")
+)
+"""Defaults that the printed plan leaves to ``limbeck check``."""
 
 
 def estimate_run(recipe: Recipe) -> dict[str, Any]:
@@ -37,6 +44,7 @@ def estimate_run(recipe: Recipe) -> dict[str, Any]:
 
     fabric = launch(placement_of(recipe))
     data = {name: load_data(block) for name, block in recipe.data.items()}
+    preflight(recipe, data, fabric)
     ingredients = Ingredients(data, {}, fabric, quiet=True)
     teachers = {}
     for role, block in recipe.teachers.items():
@@ -76,9 +84,11 @@ def plan_lines(recipe: Recipe, offers: Mapping[str, Any], seed: int) -> list[str
             continue
         origin = _origin(where)
         shown = offers.get(rest.rsplit(".", 1)[-1]) if origin == "the data" and value is None else value
-        if shown not in (None, [], {}, False, "") or origin == "":
+        if (shown not in (None, [], {}, False, "") and key not in UNSAID) or origin == "":
             rest = rest.removesuffix(".name")
             text = _short(shown) if rest == "name" or rest.isdecimal() else f"{rest}={_short(shown)}"
+            if text == AUTO:
+                continue
             sections.setdefault(section, {}).setdefault(origin, []).append(text)
     if recipe.phases:
         sections["phases"] = {"": [p.name for p in recipe.phases]}
@@ -103,6 +113,8 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_short, value)) + "]"
     if isinstance(value, dict):
+        if list(value) == ["name"]:
+            return str(value["name"])
         return "{" + ", ".join(f"{k}: {_short(v)}" for k, v in value.items()) + "}"
     return str(value)
 

@@ -39,11 +39,19 @@ def kept(results: Mapping[str, Any]) -> str:
         if control and key in control["metrics"]:
             says.append(f"{_number(text, control['metrics'][key])} for {control['label'].lower()}")
         break
-    if teacher and student.get("parameters") and teacher["metrics"].get("parameters"):
-        says.append(f"{teacher['metrics']['parameters'] / student['parameters']:.1f}x fewer parameters")
-    if teacher and student.get("latency_ms") and teacher["metrics"].get("latency_ms"):
-        says.append(f"{teacher['metrics']['latency_ms'] / student['latency_ms']:.1f}x lower latency")
+    if teacher:
+        says += _times(teacher["metrics"], student, "parameters", "fewer parameters", "more parameters")
+        says += _times(teacher["metrics"], student, "latency_ms", "lower latency", "higher latency")
     return "Kept: " + (", ".join(says) if says else "see the report")
+
+
+def _times(before: Mapping[str, float], after: Mapping[str, float], key: str, less: str, more: str) -> list[str]:
+    """How many times less (or more) of something the student takes than its teacher; nothing where it is the same."""
+    if not before.get(key) or not after.get(key):
+        return []
+    ratio = before[key] / after[key]
+    times = f"{max(ratio, 1 / ratio):.1f}"
+    return [] if times == "1.0" else [f"{times}x {less if ratio > 1 else more}"]
 
 
 def _number(text: str, value: float) -> str:

@@ -258,7 +258,8 @@ def _say_what_trains(method: Method, settings: LoopSettings, ingredients: Ingred
         if settings.trains is None or role in settings.trains:
             parameters = list(module.parameters())
             trains = sum(p.numel() for p in parameters if p.requires_grad)
-            parts.append(f"{trains:,} of {sum(p.numel() for p in parameters):,} parameters of {role}")
+            of_role = "" if len(method.learners) == 1 else f" of {role}"
+            parts.append(f"{trains:,} of {sum(p.numel() for p in parameters):,} parameters{of_role}")
     say(f"{settings.label}: trains {', '.join(parts) or 'nothing'}, {settings.steps:,} steps")
 
 

@@ -51,6 +51,8 @@ class GeneratorMethod(Method):
 
     needs = {"teacher": {"denoiser"}}
     data_free = True
+    same_view = False
+    """The teacher may also sample by itself, at points that no learner sees."""
 
     critic: Block
     critic_weighting: Weighting
@@ -106,9 +108,16 @@ class GeneratorMethod(Method):
         return (clock.uniform(ids, (1,), f"{name} class").squeeze(1) * self.classes).long()
 
     def noised(
-        self, samples: Tensor, label: Tensor | None, batch: Batch, clock: Clock, name: str,
-        low: float = 0.0, high: float = 1.0,
-    ) -> Noised:  # fmt: skip
+        self,
+        samples: Tensor,
+        label: Tensor | None,
+        batch: Batch,
+        clock: Clock,
+        name: str,
+        *,
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> Noised:
         """Samples at levels uniform over the positions ``[low, high]`` of the Karras grid, without gradient."""
         u = within(clock.uniform(batch["id"], (1,), f"{name} level").squeeze(1), low, high)
         sigma = karras(u, self.sigma_min, self.sigma_max, self.rho).to(samples.dtype)
@@ -117,9 +126,9 @@ class GeneratorMethod(Method):
 
     @property
     def real(self) -> Denoise:
-        """The teacher's denoiser, guided as the recipe says."""
-        denoise: Any = self.teacher.module.denoise
-        return denoise if self.guidance == 1 else Guided(denoise, self.guidance)
+        """The teacher, guided as the recipe says. It is called, not ``.denoise``d: sharding hooks calls alone."""
+        module = self.teacher.module
+        return module if self.guidance == 1 else Guided(module, self.guidance)
 
     @torch.no_grad()
     def estimates(self, at: Noised) -> tuple[Tensor, Tensor]:

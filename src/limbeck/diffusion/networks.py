@@ -40,7 +40,7 @@ class EDMDenoiser(nn.Module):
         return like(c.c_skip, x) * x + like(c.c_out, x) * out.to(x.dtype)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
-        """The same as calling the module."""
+        """The same as calling the module (which is what to do with one that is wrapped or sharded)."""
         return self(x, sigma, label)
 
     def example_inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:

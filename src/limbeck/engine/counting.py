@@ -28,7 +28,7 @@ def declared(method: Method, micro: Sequence[Batch], fabric: Fabric) -> dict[str
 
 def divisors(
     method: Method, terms: Mapping[str, Term], totals: Mapping[str, Tensor] | None, fabric: Fabric
-) -> Mapping[str, Tensor | int]:
+) -> Mapping[str, Tensor | float]:
     """What each term's sum is divided by: its unit's declared total, or its own count over all processes.
 
     Raises:
@@ -55,5 +55,8 @@ def _over_processes(counts: dict[str, Tensor], fabric: Fabric) -> dict[str, Tens
     return {k: v.clamp(min=1) for k, v in counts.items()}
 
 
-def _at_least_one(count: int | Tensor) -> int | Tensor:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+def _at_least_one(count: int | Tensor) -> float | Tensor:
+    """Stays on an accelerator, which need not be waited for; on the CPU a number is cheaper to divide by."""
+    if isinstance(count, Tensor):
+        return max(count.item(), 1) if count.is_cpu else count.clamp(min=1)
+    return max(count, 1)

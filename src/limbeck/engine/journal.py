@@ -44,19 +44,37 @@ class Journal:
         Raises:
             NotFiniteError: a term was NaN or infinite; names the term, its learner and the step.
         """
-        if not self._pending:
-            return {}
-        pending, self._pending = self._pending, []
-        numbers = iter(_numbers([v for _, _, values in pending for v in values.values()]))
         found: dict[tuple[str, str], list[float]] = {}
-        for step, role, values in pending:
-            for key in values:
-                number = next(numbers)
+        for _, role, values in self._settled():
+            for key, number in values.items():
+                found.setdefault((key, role), []).append(number)
+        self._pending = []
+        return {_name(*place): sum(series) / len(series) for place, series in found.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, so that its log is that of an uninterrupted one: what was not flushed yet, too.
+
+        Raises:
+            NotFiniteError: as :meth:`flush`.
+        """
+        return {"shares": self.shares, "pending": [list(entry) for entry in self._settled()]}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.shares = saved["shares"]
+        self._pending = [(step, role, values) for step, role, values in saved["pending"]]
+
+    def _settled(self) -> Sequence[tuple[int, str, Mapping[str, float]]]:
+        """What is pending, as numbers from here on."""
+        numbers = iter(_numbers([v for _, _, values in self._pending for v in values.values()]))
+        settled = [(step, role, {key: next(numbers) for key in values}) for step, role, values in self._pending]
+        for step, role, values in settled:
+            for key, number in values.items():
                 if not math.isfinite(number) and key.startswith(("term/", "weighted/")):
                     term = key.split("/", 1)[1]
                     raise NotFiniteError(f"term '{term}' of learner '{role}' became {number} at step {step}")
-                found.setdefault((key, role), []).append(number)
-        return {_name(*place): sum(series) / len(series) for place, series in found.items()}
+        self._pending = list(settled)
+        return settled
 
     def measure(
         self, step: int, role: str, weighted: Mapping[str, Tensor], gradients: Callable[[Tensor], Sequence[Tensor]]

@@ -219,15 +219,14 @@ class Loop:
         terms = {name: term for name, term in update.evaluate().items() if term.weight != 0}
         counts = divisors(self.method, terms, totals, self.fabric)
         # Strategies average gradients over processes; the definition is the sum over all samples by the global count.
-        world = self.fabric.world_size
-        values = {n: (t.sum if world == 1 else t.sum * world) / counts[n] for n, t in terms.items()}
-        weighted = {n: v * terms[n].weight for n, v in values.items()}
+        weighted = {n: t.sum * (t.weight * self.fabric.world_size / counts[n]) for n, t in terms.items()}
         role = "+".join(update.roles)
         if self._measures(clock):
             parameters = [p for r in update.roles for p in self.learners[r].parameters]
             self.journal.measure(self.step, role, weighted, lambda value: self._gradients(value, parameters))
-        self.journal.add(self.step, role, {f"term/{n}": v.detach() for n, v in values.items()})
-        self.journal.add(self.step, role, {f"weighted/{n}": v.detach() for n, v in weighted.items()})
+        reached = {n: v.detach() for n, v in weighted.items()}
+        self.journal.add(self.step, role, {f"term/{n}": v / terms[n].weight for n, v in reached.items()})
+        self.journal.add(self.step, role, {f"weighted/{n}": v for n, v in reached.items()})
         active = [v for v in weighted.values() if v.requires_grad]
         if active:
             self.fabric.backward(sum(active[1:], start=active[0]))
@@ -352,12 +351,11 @@ class Loop:
             "learners": {role: learner.state() for role, learner in self.learners.items()},
             "method": self.method.state_dict(),
             "best": self.best.state() if self.best else None,
-            "shares": self.journal.shares,
+            "journal": self.journal.state(),  # raises before spoilt weights are written
             "rng": rng.state(self.fabric.device),
         }
 
     def _save(self) -> None:
-        self._flush()  # raises before a checkpoint of spoilt weights is written
         checkpoint.save(self.folder / "checkpoints", self.step, self.state(), writes=self.fabric.global_rank == 0)
         self.fabric.barrier()
 
@@ -369,7 +367,7 @@ class Loop:
             for role, state in saved["learners"].items():
                 self.learners[role].load(state)
             self.method.load_state_dict(saved["method"])
-            self.journal.shares = saved["shares"]
+            self.journal.load(saved["journal"])
             if self.best:
                 self.best.load(saved["best"])
             rng.restore(saved["rng"], self.fabric.device)

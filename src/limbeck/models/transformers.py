@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from limbeck.data.tokenizer import load_tokenizer, tokenizer_hash
+from limbeck.engine.progress import say
 from limbeck.errors import UserError, needs_extra
+from limbeck.export.store import no_bars
 from limbeck.registry import register
 
 CLASSES = {
@@ -64,14 +66,15 @@ def from_transformers(
     kind = _task(transformers, where, options) if task == "auto" else task
     loader = getattr(transformers, CLASSES[kind])
     try:
-        model, info = loader.from_pretrained(
-            where,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with no_bars():
+            model, info = loader.from_pretrained(
+                where,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load {where} as {kind}: {_first_line(error)}") from error
     _refuse_misfit(where, kind, info, allow_missing)
@@ -121,9 +124,12 @@ def _refuse_misfit(where: str, kind: str, info: dict[str, Any], allow_missing: b
     """Weights drawn at random, or left unread, make a silent wrong teacher."""
     for problem in ("missing", "unexpected", "mismatched"):
         keys = sorted(str(k) for k in info.get(f"{problem}_keys") or ())
-        if keys and not allow_missing:
-            named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        if not keys:
+            continue
+        named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        if not allow_missing:
             raise UserError(f"{where} as {kind}: {problem} weights {named}; allow_missing: true accepts that")
+        say(f"{Path(where).name} as {kind}: {problem} weights {named}")
 
 
 def _first_line(error: Exception) -> str:

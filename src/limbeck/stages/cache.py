@@ -50,7 +50,7 @@ def _fill(context: Context, teacher: Teacher, source: Source, folder: Path, spec
     settings, device = context.recipe.cache, context.fabric.device
     assert settings is not None
     teacher.module.to(device)
-    bar = Progress(f"cache: {teacher.name}", len(source) * spec.views, quiet=context.quiet)
+    bar = Progress(f"cache: {teacher.name}", len(source) * len(spec.view_numbers), quiet=context.quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come with the cache, too
         kept = fill(

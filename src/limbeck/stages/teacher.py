@@ -157,6 +157,6 @@ def describe(stored: Stored) -> str:
     """A model in a few words: its name and the arguments that are plain numbers."""
     if stored.block.name == "transformers":
         origin = str(stored.block.args.get("hub") or stored.block.args.get("path") or "")
-        return f"{type(stored.module).__name__}({Path(origin).name})"
+        return type(stored.module).__name__ + (f"({Path(origin).name})" if origin else "")
     shown = {k: v for k, v in stored.block.args.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
     return f"{stored.block.name}({', '.join(f'{k}={v}' for k, v in shown.items())})"

@@ -124,7 +124,7 @@ class DMD(GeneratorMethod):
 
     def distribution(self, samples: Tensor, label: Tensor | None, batch: Batch, clock: Clock) -> Term:
         """The surrogate of the distribution-matching gradient."""
-        at = self.noised(samples, label, batch, clock, "generator", self.t_min, self.t_max)
+        at = self.noised(samples, label, batch, clock, "generator", low=self.t_min, high=self.t_max)
         direction = matching_direction(samples, *self.estimates(at))
         return Term.of(surrogate(samples, direction), weight=self.distribution_weight)
 
