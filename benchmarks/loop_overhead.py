@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from limbeck.engine.validation import Validator
 
 ABOUT = "a KD step in limbeck's loop against the same step in a plain PyTorch loop"
 GOAL = 1.03
+LOGS = ("flush", "json", "tensorboard")
 
 
 def run(*, quick: bool = False) -> Report:
@@ -56,17 +58,17 @@ def _stepping(task: Task, rounds: int, length: int) -> list[Row]:
     return _rows(task, laps, meter, steps)
 
 
-def _fit(task: Task, folder: Path, steps: int, tick: object) -> None:
-    limbeck_loop(task, folder, steps, tick).fit()  # type: ignore[arg-type]
+def _fit(task: Task, folder: Path, steps: int, tick: Callable[[], None]) -> None:
+    limbeck_loop(task, folder, steps, tick, tensorboard=task is not TINY).fit()
 
 
 def _rows(task: Task, laps: dict[str, list[Lap]], meter: Meter, steps: int) -> list[Row]:
     cpu = {name: [lap.cpu for lap in times] for name, times in laps.items()}
     wall = {name: [lap.wall for lap in times] for name, times in laps.items()}
-    shares, logs = meter.cpu("shares") / steps, meter.cpu("flush", "json", "tensorboard") / steps
+    shares, logs = meter.cpu("shares") / steps, meter.cpu(*LOGS) / steps
     step = [c - shares - logs for c in cpu["limbeck"]]
     size = task.name
-    parts = [label for label in ("flush", "json", "tensorboard") if label in meter.laps]
+    parts = [label for label in LOGS if label in meter.laps]
     return [
         Row.of(f"{size}: plain loop, per step", [1e3 * c for c in cpu["plain"]], "ms"),
         Row.of(f"{size}: limbeck, per step", [1e3 * c for c in cpu["limbeck"]], "ms"),

@@ -26,7 +26,7 @@ class Lap(NamedTuple):
     wall: float
     cpu: float
 
-    def __sub__(self, other: Lap) -> Lap:  # type: ignore[override]
+    def __sub__(self, other: Lap) -> Lap:
         return Lap(self.wall - other.wall, self.cpu - other.cpu)
 
 
@@ -57,9 +57,9 @@ class Row:
 
     @classmethod
     def ratio(cls, what: str, above: Sequence[float], below: Sequence[float], goal: float | None = None) -> Row:
-        """The ratio of two medians; the quartiles are those of the ratios round by round."""
+        """The ratio of two measurements, round by round: a machine that slows down in a round slows both."""
         pairs = [a / b for a, b in zip(above, below, strict=True)]
-        return cls(what, median(above) / median(below), "x", quartiles(pairs), goal)
+        return cls(what, median(pairs), "x", quartiles(pairs), goal)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -229,8 +229,9 @@ class Meter:
         self.laps: dict[str, list[Lap]] = {}
 
     def cpu(self, *labels: str) -> float:
-        """Seconds of processor time under these labels."""
-        return sum(lap.cpu for label in labels for lap in self.laps.get(label, []))
+        """Seconds of processor time under these labels: each one's median call, times its calls."""
+        series = [[lap.cpu for lap in self.laps.get(label, [])] for label in labels]
+        return sum(median(seconds) * len(seconds) for seconds in series if seconds)
 
     @contextmanager
     def watch(self, label: str, owner: type, method: str) -> Iterator[None]:

@@ -136,8 +136,9 @@ def limbeck_loop(
     *,
     method: str = "kd",
     teacher: Teacher | None = None,
+    tensorboard: bool = False,
 ) -> Loop:
-    """limbeck's loop as ``limbeck run`` sets it up: every log and measurement that a run of 1000 steps has."""
+    """limbeck's loop as ``limbeck run`` sets it up: the logs and measurements that a run of 1000 steps has."""
     source = task.source()
     args = {"temperature": TEMPERATURE, "ce_weight": CE_WEIGHT, "kd_weight": 1 - CE_WEIGHT} if method == "kd" else {}
     made = build("method", Block(method, args))
@@ -151,7 +152,7 @@ def limbeck_loop(
         quiet=True,
     )
     stream = Ticking(Stream(source, task.batch, seed=0, views=1), steps, tick)
-    loggers = [TensorBoard(folder / "tensorboard")] if find_spec("tensorboard") else []
+    loggers = [TensorBoard(folder / "tensorboard")] if tensorboard and find_spec("tensorboard") else []
     return Loop(made, stream, settings, folder, launch(Placement(accelerator="cpu")), loggers=loggers)
 
 

@@ -77,7 +77,7 @@ def _compare(task: Task, rounds: int, length: int) -> list[Row]:
         laps = race(
             {
                 "hooks": lambda tick: Hooks(task).train(steps, tick),
-                "limbeck": lambda tick: limbeck_loop(task, folder / "run", steps, tick).fit() and None,
+                "limbeck": lambda tick: _fit(task, folder / "run", steps, tick),
                 "box": lambda tick: Box(task).train(steps, tick),
             },
             rounds,
@@ -93,6 +93,10 @@ def _compare(task: Task, rounds: int, length: int) -> list[Row]:
         Row.ratio(f"{size}: limbeck / torchdistill's box, wall clock", wall["limbeck"], wall["box"]),
         Row.ratio(f"{size}: limbeck / torchdistill's hooks, wall clock", wall["limbeck"], wall["hooks"]),
     ]
+
+
+def _fit(task: Task, folder: Path, steps: int, tick: Callable[[], None]) -> None:
+    limbeck_loop(task, folder, steps, tick, tensorboard=task is not TINY).fit()
 
 
 class Hooks(PlainKD):

@@ -29,7 +29,7 @@ data: {name: digits, train_size: 64, test_size: 40}
 teacher: {name: mlp, hidden: 16, train: {steps: 400}}
 student: {name: mlp, hidden: 8}
 method: {name: dkd}
-train: {steps: 500, batch_size: 16, ema: [0.9], checkpoint_every: 0.05, optimizer: {name: adamw, lr: 2.0e-3}}
+train: {steps: 500, batch_size: 16, ema: [0.9], checkpoint_every: 0.05, validate_every: 50, optimizer: {name: adamw, lr: 2.0e-3}}
 evaluate: [accuracy]
 controls: false
 """
@@ -170,8 +170,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(whole: Place, tm
     (line,) = full.lines
     assert line.startswith("limbeck: ") and "space" in line.lower(), line
     kept = sorted(small_disk.glob(STUDENT))
-    for path in kept:
-        checkpoint.load(path)
+    assert kept and all(checkpoint.load(path) for path in kept)
     _mount(small_disk, "remount,size=20m")
     done = place.run("--runs", str(small_disk))
     assert done.code == 0, done.err

@@ -32,8 +32,8 @@ COMMANDS = {
     "init": {"path", "--method"},
 }
 ARGUMENTS = {
-    "distill": "student teacher data method epochs steps batch_size lr train evaluate controls title seed runs quiet "
-    "recipe",
+    "distill": "student teacher teachers data method epochs steps batch_size lr train evaluate controls title seed "
+    "runs quiet fresh recipe",
     "load": "folder into trust_code",
     "load_recipe": "source overrides arms folder",
     "run_recipe": "recipe overrides runs seed quiet fresh",

@@ -145,7 +145,8 @@ def _live_model(model: nn.Module, role: str) -> str:
     def make() -> nn.Module:
         return copy.deepcopy(model)
 
-    make.__limbeck__ = {"kind": "model", "name": name, "trained": role != "student"}  # type: ignore[attr-defined]
+    facts = {"kind": "model", "name": name, "trained": role != "student", "live": True}
+    make.__limbeck__ = facts  # type: ignore[attr-defined]
     registry._LIVE["model", name] = make
     return name
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from limbeck.errors import UserError
 from limbeck.expectation import parse_expectation
 from limbeck.gallery import evidence_path, evidence_state, sources_hash
 from limbeck.recipe import Recipe, load_recipe
-from limbeck.registry import Block, find, nearest
+from limbeck.registry import find, nearest
 
 if TYPE_CHECKING:
     from limbeck.run import Context
@@ -103,7 +103,7 @@ def prove(
     began = time.monotonic()
     arms = claimed_arms(recipe)
     seeds = seeds_of(recipe)
-    table, machine = measure(recipe, arms, seeds, Path(runs), quiet=quiet)
+    table, machine = measure(recipe, arms, seeds, Path(runs), quiet=quiet, values=_named_values(recipe))
     means = {(m, arm): statistics.fmean(v) for arm, metrics in table.items() for m, v in metrics.items()}
     checks = []
     for text in recipe.claim.expect:
@@ -178,62 +178,86 @@ def claimed_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
 
 
 def measure(
-    recipe: Recipe, arms: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], runs: Path, *, quiet: bool = True
+    recipe: Recipe,
+    arms: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    runs: Path,
+    *,
+    quiet: bool = True,
+    values: Set[str] | None = None,
 ) -> tuple[Table, dict[str, Any]]:
-    """Train and judge every arm with every seed. The teacher is trained once, with the recipe's own seed."""
+    """Train and judge every arm with every seed. The teacher is trained once, with the recipe's own seed.
+
+    Args:
+        recipe: what the arms are variants of.
+        arms: overrides by name; the role of a teacher stands for that teacher.
+        seeds: of data order, student and noise.
+        runs: folder for what is trained.
+        quiet: no progress.
+        values: those that are wanted; metrics that give none of them are left out. None for all.
+    """
     from limbeck.engine.devices import launch
+    from limbeck.preflight import preflight
     from limbeck.run import machine, placement_of
 
     fabric = launch(placement_of(recipe))
     folder = runs / "proofs" / f"{recipe.slug}-{recipe.fingerprint()[:8]}"
     loaded: dict[str, Any] = {}
     table: Table = {arm: {} for arm in arms}
+    own = {arm: _with_metrics(arm_recipe(recipe, overrides), values) for arm, overrides in arms.items()}
+    contexts = {arm: _context(made, folder, fabric, loaded, quiet) for arm, made in own.items()}
+    for arm, made in own.items():
+        preflight(made, contexts[arm].data, fabric)
     for seed in seeds:
-        for arm, overrides in arms.items():
-            context = _context(recipe, arm, overrides, seed, folder, fabric, loaded, quiet)
-            for metric, value in _score(context, arm).items():
+        for arm, context in contexts.items():
+            # Teachers are loaded anew each time, but told of once.
+            fresh = replace(context, seed=seed, teachers={}, arms={}, quiet=quiet or seed != seeds[0])
+            for metric, value in _score(fresh, arm, quiet).items():
                 table[arm].setdefault(metric, []).append(value)
     return table, machine(fabric)
 
 
-def _context(
-    recipe: Recipe, arm: str, overrides: Mapping[str, Any], seed: int, folder: Path, fabric: Any,
-    loaded: dict[str, Any], quiet: bool,
-) -> Context:  # fmt: skip
+def _context(recipe: Recipe, folder: Path, fabric: Any, loaded: dict[str, Any], quiet: bool) -> Context:
     from limbeck.data import load_data
     from limbeck.run import Context
 
-    own = arm_recipe(recipe, overrides)
-    own = replace(own, evaluate=_needed_metrics(own, recipe))
-    context = Context(own, folder, fabric, seed, quiet)
-    for name, block in own.data.items():
+    context = Context(recipe, folder, fabric, recipe.seed, quiet)
+    for name, block in recipe.data.items():
         key = json.dumps(block.tree(), sort_keys=True, default=str)
         loaded[key] = context.data[name] = loaded.get(key) or load_data(block)
     return context
 
 
-def _needed_metrics(own: Recipe, recipe: Recipe) -> Sequence[Block] | None:
-    """The metrics that the claim speaks of: a proof does not spend its time on the others."""
-    if recipe.claim is None or own.evaluate is None:
-        return own.evaluate
-    named = {metric for text in recipe.claim.expect for metric, _ in parse_expectation(text).names}
-    return [b for b in own.evaluate if named & set(find("metric", b.name).facts.get("better", named))]
+def _with_metrics(recipe: Recipe, values: Set[str] | None) -> Recipe:
+    """The recipe with those of its metrics that give a wanted value: a proof does not spend its time on the others."""
+    if recipe.evaluate is None or values is None:
+        return recipe
+    return replace(
+        recipe,
+        evaluate=[b for b in recipe.evaluate if values & set(find("metric", b.name).facts.get("better", values))],
+    )
+
+
+def _named_values(recipe: Recipe) -> set[str]:
+    """The values that the claim speaks of."""
+    assert recipe.claim is not None
+    return {metric for text in recipe.claim.expect for metric, _ in parse_expectation(text).names}
 
 
 def _check_measured(recipe: Recipe) -> None:
     """Refuse a claim about a value that no metric of the recipe gives, before anything is trained for it."""
-    if recipe.claim is None or recipe.evaluate is None:
+    if recipe.evaluate is None:
         return
     given = [find("metric", block.name).facts.get("better") for block in recipe.evaluate]
     known = {key for keys in given if keys for key in keys}
-    named = {metric for text in recipe.claim.expect for metric, _ in parse_expectation(text).names}
+    named = _named_values(recipe)
     if all(given) and (missing := sorted(named - known)):
         hint = nearest(missing[0], known)
         says = f"; did you mean '{hint}'?" if hint else f": they give {', '.join(sorted(known))}"
         raise UserError(f"{recipe.slug}: no metric under evaluate gives '{missing[0]}'{says}")
 
 
-def _score(context: Context, arm: str) -> dict[str, float]:
+def _score(context: Context, arm: str, quiet: bool) -> dict[str, float]:
     from limbeck.stages.cache import cache
     from limbeck.stages.evaluate import score
     from limbeck.stages.teacher import teacher
@@ -243,7 +267,9 @@ def _score(context: Context, arm: str) -> dict[str, float]:
     if arm in context.arms:
         return score(context, context.arms[arm]).values
     cache(context)
-    return score(context, add_arm(context, arm, "student", arm, {})).values
+    context.quiet = quiet
+    label = f"{context.recipe.slug} {arm}, seed {context.seed}"
+    return score(context, add_arm(context, arm, "student", label, {})).values
 
 
 def seeds_of(recipe: Recipe) -> list[int]:

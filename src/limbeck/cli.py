@@ -6,6 +6,7 @@ Nothing heavy is imported here, so ``--help``, ``list`` and the check of a bad r
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from limbeck import __version__
 from limbeck.errors import UserError
 
 OK, NOT_HELD, BAD_INPUT = 0, 1, 2
+REFUSALS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR))
+"""What an operating system says that no program can mend: a full disk, no permission, a file in a folder's place."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return OK
         except KeyboardInterrupt:
             return _end("limbeck: stopped at once; what was finished is kept, the same command goes on from there", 130)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            return _end(f"limbeck: {error.filename or 'a file'}: {error.strerror}", BAD_INPUT)
         except Exception as error:
             # By name, because importing these errors would import torch.
             name = type(error).__name__

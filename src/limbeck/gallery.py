@@ -219,7 +219,8 @@ def sources_hash(recipe: Recipe) -> dict[str, str]:
     """What a record was measured at: the recipe's content and its methods' files."""
     methods = {recipe.method.name}
     for overrides in recipe.arms.values():
-        methods.add((overrides.get("method") or {}).get("name", recipe.method.name))
+        given = overrides.get("method") or {}
+        methods.add(given if isinstance(given, str) else given.get("name", recipe.method.name))
     parts = {name: registry.find("method", name) for name in sorted(methods)}
     return {"recipe": recipe.fingerprint(), **{f"method {n}": part_hash(p) for n, p in parts.items()}}
 

@@ -80,7 +80,7 @@ def plan_lines(recipe: Recipe, offers: Mapping[str, Any], seed: int) -> list[str
     sections: dict[str, dict[str, list[str]]] = {}
     for key, value, where in recipe.plan():
         section, _, rest = key.partition(".")
-        if section in ("seed", "phases", "controls", "stages") or not rest:
+        if section in ("seed", "phases", "controls", "stages") or not rest or rest.rsplit(".", 1)[-1] == "data":
             continue
         origin = _origin(where)
         shown = offers.get(rest.rsplit(".", 1)[-1]) if origin == "the data" and value is None else value

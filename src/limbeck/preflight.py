@@ -48,6 +48,9 @@ def _taught(recipe: Recipe) -> list[Recipe]:
 
 def _check_phase(phase: PhaseRecipe, recipe: Recipe, ingredients: Ingredients) -> None:
     own = phase.recipe
+    part = find("method", own.method.name)
+    if len(own.data) > 1 and part.module.startswith("limbeck.") and not part.facts.get("streams", False):
+        raise UserError(f"method {part.name} learns from one stream of data, and there are {', '.join(own.data)}")
     method, schedules = make_method(own.method)
     if own.data != recipe.data:
         return  # data that is not loaded yet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 from torch import nn
 
 from limbeck.arms import PhaseRecipe, phase_recipes
@@ -203,12 +205,10 @@ def _train_phase(
     recipe, fabric = phase.recipe, ingredients.fabric
     method, schedules = make_method(recipe.method)
     _freeze_all_but(stored, phase.parameters)
-    for teacher in ingredients.teachers.values():
-        teacher.module.train(teacher.mode == "batch_stats")
+    teachers = {role: _to_train_with(teacher, fabric) for role, teacher in ingredients.teachers.items()}
     streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
-    with hooks_kept(t.module for t in ingredients.teachers.values()):
+    with hooks_kept(t.module for t in teachers.values()):
         rng.seed(seed + 1)
-        teachers = dict(ingredients.teachers)
         method.setup(Parts(stored.module, teachers, ingredients.main.spec, ingredients.offers, streams))
         _check_roles(phase, method)
         stream = make_stream(recipe, method, ingredients, seed)
@@ -222,6 +222,16 @@ def _train_phase(
         loggers = _loggers(folder, fabric)
         loop = Loop(method, stream, settings, folder, fabric, validator=validator, best=best, loggers=loggers)
         return loop.fit()
+
+
+def _to_train_with(teacher: Teacher, fabric: Fabric) -> Teacher:
+    """The teacher in its mode; a copy where the training will shard it, because it is asked alone again later."""
+    if isinstance(fabric.strategy, ModelParallelStrategy) and teacher.parameters():
+        own = Teacher(copy.deepcopy(teacher.module), teacher.gives, teacher.name, teacher.mode)
+        own.stored, own._hash = teacher.stored, teacher._hash
+        return own
+    teacher.module.train(teacher.mode == "batch_stats")
+    return teacher
 
 
 @contextmanager

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from limbeck.engine.checkpoint import read_jsonl, write_text
+from limbeck.errors import UserError
 
 
 class Logger(Protocol):
@@ -35,32 +39,69 @@ class JsonLines:
         self._file = path.open("a", encoding="utf8")
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row and flush it."""
-        self._file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
-        self._file.flush()
+        """Append a row and flush it.
+
+        Raises:
+            UserError: it cannot be written (a full disk).
+        """
+        with _writing(self._file):
+            self._file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 class TensorBoard:
-    """Metrics as TensorBoard scalars; used when the package ``tensorboard`` is installed."""
+    """Metrics as TensorBoard scalars; used when the package ``tensorboard`` is installed.
 
-    def __init__(self, folder: Path, resume_at: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    Written here and now: TensorBoard's own writer does it in a thread, whose failure (a full disk) nobody catches.
+    """
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_at)
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._events, self._summaries = event_pb2, summary_pb2
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Add each number of the row."""
-        for key, value in row.items():
-            if key not in ("step", "split") and isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(f"{row['split']}/{key}", value, row["step"])
+        """Add each number of the row.
+
+        Raises:
+            UserError: it cannot be written (a full disk).
+        """
+        numbers = {k: v for k, v in row.items() if k not in ("step", "split") and isinstance(v, int | float)}
+        value = self._summaries.Summary.Value
+        values = [value(tag=f"{row['split']}/{k}", simple_value=v) for k, v in numbers.items() if math.isfinite(v)]
+        self._write(step=row["step"], summary=self._summaries.Summary(value=values))
 
     def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+        """Close the file."""
+        with suppress(OSError):
+            self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        with _writing(self._file):
+            self._records.write(self._events.Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+@contextmanager
+def _writing(file: IO[Any]) -> Iterator[None]:
+    """Within the context something is written to a file, which is then flushed."""
+    try:
+        yield
+        file.flush()
+    except OSError as error:
+        says = error.strerror or str(error)
+        raise UserError(
+            f"cannot write {file.name}: {says}; the same command goes on from the last checkpoint"
+        ) from error
 
 
 class Progress:

@@ -23,6 +23,7 @@ class Supervised(Method):
     """
 
     controls = {}
+    streams = True
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing

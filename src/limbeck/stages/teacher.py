@@ -158,5 +158,7 @@ def describe(stored: Stored) -> str:
     if stored.block.name == "transformers":
         origin = str(stored.block.args.get("hub") or stored.block.args.get("path") or "")
         return type(stored.module).__name__ + (f"({Path(origin).name})" if origin else "")
+    if ":" not in stored.block.name and find("model", stored.block.name).facts.get("live", False):
+        return type(stored.module).__name__
     shown = {k: v for k, v in stored.block.args.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
     return f"{stored.block.name}({', '.join(f'{k}={v}' for k, v in shown.items())})"
