@@ -29,7 +29,8 @@ data: {name: digits, train_size: 64, test_size: 40}
 teacher: {name: mlp, hidden: 16, train: {steps: 400}}
 student: {name: mlp, hidden: 8}
 method: {name: dkd}
-train: {steps: 500, batch_size: 16, ema: [0.9], checkpoint_every: 0.05, validate_every: 50, optimizer: {name: adamw, lr: 2.0e-3}}
+train:
+  {steps: 500, batch_size: 16, ema: [0.9], checkpoint_every: 0.05, validate_every: 50, optimizer: {lr: 2.0e-3}}
 evaluate: [accuracy]
 controls: false
 """
