@@ -20,7 +20,7 @@ def main() -> int:
         verdict = json.loads(line)
         expected = verdict["holds"] or known_to_fail(verdict)
         worse += not expected
-        state = "holds" if verdict["holds"] else "does not hold, as recorded" if expected else "NO LONGER HOLDS"
+        state = "holds" if verdict["holds"] else "does not hold, as recorded" if expected else "DOES NOT HOLD"
         print(f"{verdict['family']}/{verdict['slug']}: {state} ({verdict['seconds']:.0f} s)")
         for check in [c for c in verdict["checks"] if not c["holds"]]:
             print(f"    {check['text']}: {check['left']:.5g} against {check['right']:.5g}")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from limbeck import cli, gallery, registry
 from limbeck.recipe import fields
@@ -66,18 +68,26 @@ def families() -> str:
     found: dict[str, list[str]] = {}
     for part in registry.parts("method"):
         found.setdefault(part.family, []).append(f"`{part.name}`")
-    return table(["Family", "Methods"], [[FAMILIES.get(f, f), " ".join(found[f])] for f in sorted(found)])
+    return table(["Family", "Methods"], [[FAMILIES.get(f, f), " ".join(found[f])] for f in _in_order(found)])
 
 
 def methods() -> str:
     """The gallery: a table for each family, recipes first."""
     rows = gallery.rows()
+    shown = {row["slug"] for row in rows if row["recipe"]}
+    rows = [row for row in rows if row["recipe"] or row["slug"] not in shown]
     out = []
-    for family in sorted({row["family"] for row in rows}):
+    for family in _in_order({row["family"] for row in rows}):
         cells = [_method_cells(row) for row in rows if row["family"] == family]
         head = ["Name", "What it is", "Paper", "Needs of its teacher", "Evidence"]
         out += [f"## {FAMILIES.get(family, family.capitalize())}", table(head, cells)]
     return "\n\n".join(out)
+
+
+def _in_order(found: Collection[str]) -> list[str]:
+    """Families in the order of this file, others after them."""
+    known = [f for f in FAMILIES if f in found]
+    return known + sorted(set(found) - set(known))
 
 
 def _method_cells(row: dict[str, Any]) -> list[str]:
@@ -85,7 +95,8 @@ def _method_cells(row: dict[str, Any]) -> list[str]:
     name = f"[`{row['slug']}`](parts/method.md#{row['slug']})" if known else f"`{row['slug']}`"
     paper = f"[{row['arxiv']}](https://arxiv.org/abs/{row['arxiv']})" if row["arxiv"] else ""
     needs = "; ".join(", ".join(signals) for signals in row["needs"].values())
-    evidence = STATES[row["evidence"]] if row["recipe"] else "no recipe"
+    claims = row["recipe"] and "claim" in yaml.safe_load(Path(row["recipe"]).read_text(encoding="utf8"))
+    evidence = STATES[row["evidence"]] if claims else "makes no claim" if row["recipe"] else "no recipe"
     return [name, row["title"], paper, needs, evidence]
 
 

@@ -139,7 +139,7 @@ def _passing_on_signals(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[
 def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
     """The exit code of those that failed, 0 when none did; once one has failed, the others are ended after a while."""
     deadline: float | None = None
-    while any(worker.poll() is None for worker in workers):
+    while [worker for worker in workers if worker.poll() is None]:  # all of them, so that each code is known
         if deadline is None and any(worker.returncode for worker in workers):
             deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.checkpoint import tensor_hash
 from limbeck.engine.loop import Loop
+from limbeck.engine.method import Update
 from limbeck.errors import UserError
 from limbeck.training import start_student
 from toolkit.benches import (
@@ -30,14 +32,31 @@ AUGMENT = [{"name": "crop", "padding": 1}, {"name": "noise"}]
 # -- contract 1: a step is of the global batch, however it is cut ------------------------------------------------------
 
 
+def in_pieces(loop: Loop) -> None:
+    """Make a learner's output depend on its sample alone, and the generator on the piece."""
+    without_batch_statistics(loop)
+    updates = loop.method.updates
+
+    def reseeded(batch: Any, clock: Any) -> Iterator[Update]:
+        torch.manual_seed(next(pieces))
+        yield from updates(batch, clock)
+
+    pieces = count(1000 * len(next(iter(loop.stream.batches(0, 1)))))
+    loop.method.updates = reseeded  # type: ignore[method-assign]
+
+
 def test_cutting_the_batch_does_not_change_what_is_learnt(bench: Bench, tmp_path: Path) -> None:
-    """Adam would blow rounding up to whole steps, so every learner takes plain gradient descent."""
+    """Adam would blow rounding up to whole steps, so every learner takes plain gradient descent.
+
+    The global generator starts elsewhere for every piece, as it does in the processes of a run: noise belongs to the
+    sample (``clock.normal``), not to the batch.
+    """
     own = {role: {"optimizer": None, "clip": None} for role in bench.recipe.train.learners}
     train = {"steps": 3, "clip": None, "learners": own, **PLAIN}
 
     def run(accumulate: int) -> Run:
         recipe = bench.varied(train={**train, "accumulate": accumulate})
-        return trained(recipe, tmp_path / str(accumulate), watch=without_batch_statistics, wrap=Masked)
+        return trained(recipe, tmp_path / str(accumulate), watch=in_pieces, wrap=Masked)
 
     if bench.method.couples_samples:
         with pytest.raises(UserError, match=r"accumulate must be 1") as refused:

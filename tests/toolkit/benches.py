@@ -133,13 +133,14 @@ def small(recipe: Recipe) -> Recipe:
     """A recipe with few rows, small networks, a few steps, and nothing but the training."""
     tree = {k: recipe.tree[k] for k in ("title", "data", "teacher", "teachers", "student", "train") if k in recipe.tree}
     tree["method"] = _small_block("method", recipe.method.tree())
-    tree["student"] = _small_model(tree["student"])
+    own = DEFAULTS[find("method", recipe.method.name).family]
+    tree["student"] = _small_model(tree["student"], own["student"])
     if "teacher" in tree:
-        tree["teacher"] = _small_model(tree["teacher"])
+        tree["teacher"] = _small_model(tree["teacher"], own.get("teacher"))
     if isinstance(tree.get("teachers"), Mapping):
-        tree["teachers"] = {role: _small_model(t) for role, t in tree["teachers"].items()}
+        tree["teachers"] = {role: _small_model(t, own.get("teacher")) for role, t in tree["teachers"].items()}
     elif "teachers" in tree:
-        tree["teachers"] = [_small_model(t) for t in tree["teachers"]]
+        tree["teachers"] = [_small_model(t, own.get("teacher")) for t in tree["teachers"]]
     if "data" in tree:
         streams = recipe.tree["data"] if set(recipe.data) != {"data"} else None
         tree["data"] = {n: _small_data(b) for n, b in streams.items()} if streams else _small_data(tree["data"])
@@ -164,9 +165,12 @@ def _small_data(block: Any) -> Any:
     return block
 
 
-def _small_model(block: Any) -> Any:
+def _small_model(block: Any, instead: Any) -> Any:
+    """The model with sizes cut; one that is downloaded or read from a file gives way to a small one of its family."""
     if not isinstance(block, Mapping):
         return block
+    if block.get("hub") or block.get("path"):
+        return instead
     kept = {k: v for k, v in block.items() if k not in ("train", "method")}
     return _small_block("model", kept)
 
