@@ -47,7 +47,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2, wr
 
     folder.mkdir(parents=True, exist_ok=True)
     path = atomic(folder / f"step-{step:08d}.safetensors", write, named_by_hash=True)
-    for old in checkpoints(folder)[keep:]:
+    # What a killed process was writing is of no use to anyone; only one process writes here.
+    for old in [*folder.glob(".step-*.part"), *checkpoints(folder)[keep:]]:
         if old != path:
             old.unlink(missing_ok=True)
 
