@@ -10,15 +10,25 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Lap, Meter, Report, Row, now, race, steps_of
-from benchmarks.tasks import HUNDRED_MS, LENGTH, RUN, TEN_MS, TINY, PlainKD, Task, check_same, limbeck_loop
+from benchmarks.tasks import (
+    HUNDRED_MS,
+    LENGTH,
+    LOGS,
+    RUN,
+    TEN_MS,
+    TINY,
+    PlainKD,
+    Task,
+    check_same,
+    limbeck_loop,
+    watched,
+)
 from limbeck.engine.devices import Placement, launch
-from limbeck.engine.journal import MEASUREMENTS, Journal
-from limbeck.engine.progress import JsonLines, TensorBoard
+from limbeck.engine.journal import MEASUREMENTS
 from limbeck.engine.validation import Validator
 
 ABOUT = "a KD step in limbeck's loop against the same step in a plain PyTorch loop"
 GOAL = 1.03
-LOGS = ("flush", "json", "tensorboard")
 
 
 def run(*, quick: bool = False) -> Report:
@@ -37,24 +47,18 @@ def run(*, quick: bool = False) -> Report:
 
 
 def _stepping(task: Task, rounds: int, length: int) -> list[Row]:
-    plain, meter, steps = PlainKD(task), Meter(), steps_of(rounds, length)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        meter.watch("shares", Journal, "measure"),
-        meter.watch("flush", Journal, "flush"),
-        meter.watch("json", JsonLines, "log"),
-        meter.watch("tensorboard", TensorBoard, "log"),
-    ):
+    plain, steps = PlainKD(task), steps_of(rounds, length)
+    with tempfile.TemporaryDirectory() as folder:
         check_same(task, Path(folder) / "check")
-        meter.laps.clear()
-        laps = race(
-            {
-                "plain": lambda tick: plain.train(steps, tick),
-                "limbeck": lambda tick: _fit(task, Path(folder) / "run", steps, tick),
-            },
-            rounds,
-            length,
-        )
+        with watched() as meter:
+            laps = race(
+                {
+                    "plain": lambda tick: plain.train(steps, tick),
+                    "limbeck": lambda tick: _fit(task, Path(folder) / "run", steps, tick),
+                },
+                rounds,
+                length,
+            )
     return _rows(task, laps, meter, steps)
 
 

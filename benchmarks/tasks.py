@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.measure import Meter
 from limbeck.data.arrays import ArraySource
 from limbeck.data.base import DataSpec
 from limbeck.data.stream import Stream
 from limbeck.engine.devices import Placement, launch
+from limbeck.engine.journal import Journal
 from limbeck.engine.learner import LearnerSettings
 from limbeck.engine.loop import Loop, LoopSettings
 from limbeck.engine.method import Batch, Parts
-from limbeck.engine.progress import TensorBoard
+from limbeck.engine.progress import JsonLines, TensorBoard
 from limbeck.engine.teacher import Teacher
 from limbeck.models.vision import CNN
 from limbeck.registry import Block, build
@@ -154,6 +157,23 @@ def limbeck_loop(
     stream = Ticking(Stream(source, task.batch, seed=0, views=1), steps, tick)
     loggers = [TensorBoard(folder / "tensorboard")] if tensorboard and find_spec("tensorboard") else []
     return Loop(made, stream, settings, folder, launch(Placement(accelerator="cpu")), loggers=loggers)
+
+
+LOGS = ("flush", "json", "tensorboard")
+"""What a log of the loop consists of, as :func:`watched` names it."""
+
+
+@contextmanager
+def watched() -> Iterator[Meter]:
+    """Within the context, the loop's measurements of shares (``shares``) and its logs (:data:`LOGS`) are timed."""
+    meter = Meter()
+    with (
+        meter.watch("shares", Journal, "measure"),
+        meter.watch("flush", Journal, "flush"),
+        meter.watch("json", JsonLines, "log"),
+        meter.watch("tensorboard", TensorBoard, "log"),
+    ):
+        yield meter
 
 
 def check_same(task: Task, folder: Path, steps: int = 5) -> None:

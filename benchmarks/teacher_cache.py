@@ -21,7 +21,7 @@ TASK = Task("28x28", side=28, channels=1, student=16, teacher=48, depth=2, sampl
 
 def run(*, quick: bool = False) -> Report:
     """The three trainings in turns, an epoch each."""
-    task, rounds, length = (TINY, 2, 4) if quick else (TASK, 6, LENGTH)
+    task, rounds, length = (TINY, 2, 4) if quick else (TASK, 8, LENGTH)
     steps = steps_of(rounds, length)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

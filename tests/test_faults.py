@@ -85,6 +85,7 @@ class Place:
 
 TEACHER = "teachers/*/checkpoints/step-*.safetensors"
 STUDENT = "*/artifacts/student-*/checkpoints/step-*.safetensors"
+SCORES = "*/artifacts/*/scores-*.json"
 TRAINED = "*/artifacts/student-*/done.json"
 
 
@@ -131,6 +132,22 @@ def test_asked_to_stop_it_says_how_to_go_on(whole: Place, tmp_path: Path, number
     done = place.run()
     assert done.code == 0 and not done.lines, done.err
     assert_same(whole, place)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_where_nothing_trains_it_stops_at_once(
+    whole: Place, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """The student is trained: all that is left is judging it and writing the report."""
+    place = Place(tmp_path / "run", whole.home)
+    shutil.copytree(whole.folder / "runs", place.folder / "runs")
+    for done in [*place.folder.glob("runs/*/[!a]*"), *place.files(SCORES)]:
+        shutil.rmtree(done) if done.is_dir() else done.unlink()
+    stopped = place.interrupt(number, "*/manifest.json")
+    assert stopped.code == code, stopped.err
+    (line,) = stopped.lines
+    assert line.startswith("limbeck: stopped at once") and line.endswith(GOES_ON)
+    assert not list(place.folder.glob("runs/*/report.html"))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole: Place, tmp_path: Path) -> None:

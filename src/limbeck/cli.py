@@ -10,11 +10,13 @@ import errno
 import json
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from limbeck import __version__
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser().parse_args(given)
     parsed.given = given
-    with one_line_warnings():
+    with one_line_warnings(), terminable():
         try:
             code = int(parsed.command(parsed) or OK)
             sys.stdout.flush()
@@ -41,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What reads our output has closed it (as `head` does); Python must not try to flush it at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OK
-        except KeyboardInterrupt:
-            return _end("limbeck: stopped at once; what was finished is kept, the same command goes on from there", 130)
+        except KeyboardInterrupt as stop:
+            says = "limbeck: stopped at once; what was finished is kept, the same command goes on from there"
+            return _end(says, 143 if isinstance(stop, Terminated) else 130)
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
@@ -63,6 +66,28 @@ def _end(text: str, code: int) -> int:
 
     say_last(text)
     return code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing trains: the command stops at once, as with Ctrl-C."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the context SIGTERM raises :class:`Terminated`; a training replaces it by its own handler."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        kept = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are the caller's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from limbeck import registry
 from limbeck.codehash import part_hash
 from limbeck.errors import UserError
 from limbeck.recipe.blocks import OFFERED
-from limbeck.registry import nearest
+from limbeck.registry import Part, nearest
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
@@ -95,7 +95,7 @@ def _recipe_row(root: Path, path: Path) -> dict[str, Any] | None:
         "family": path.parent.name if path.parent != root else part.family,
         "title": tree.get("title", ""),
         "arxiv": (tree.get("paper") or {}).get("arxiv"),
-        "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+        "needs": _needs(part),
         "evidence": _state_of_file(path),
         "recipe": str(path),
     }
@@ -109,9 +109,10 @@ def _shallow(path: Path, depth: int = 8) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         return {}
-    bases = tree.get("extends") or []
+    given = tree.get("extends") if depth else None
+    bases = given if isinstance(given, list) else [given] if given else []
     under: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases if depth else []:
+    for base in bases:
         under |= _shallow(path.parent / str(base), depth - 1)
     return {**under, **tree}
 
@@ -123,7 +124,7 @@ def _bare_method_rows() -> list[dict[str, Any]]:
             "family": part.family,
             "title": part.doc.split("\n")[0],
             "arxiv": None,
-            "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+            "needs": _needs(part),
             "evidence": "none",
             "recipe": None,
         }
@@ -140,6 +141,12 @@ def part_rows(kind: str) -> list[dict[str, Any]]:
     if kind not in KINDS:
         raise UserError(_no_such("kind of part", kind, KINDS))
     return [{"name": p.name, "family": p.family, "about": p.doc.split("\n")[0]} for p in registry.parts(kind)]
+
+
+def _needs(part: Part) -> dict[str, list[str]]:
+    """What a part needs by role: signals of the teachers, for methods; metrics only say whom they compare with."""
+    needs = part.facts.get("needs", {})
+    return {k: sorted(v) for k, v in needs.items()} if isinstance(needs, Mapping) else {k: [] for k in sorted(needs)}
 
 
 def _no_such(what: str, name: str, known: Sequence[str]) -> str:
@@ -171,7 +178,7 @@ def describe(name: str) -> dict[str, Any]:
             for p in part.params
         ],
         **({"gives": sorted(part.facts.get("gives", {"logits"}))} if kind == "model" else {}),
-        "needs": {k: sorted(v) for k, v in part.facts.get("needs", {}).items()},
+        "needs": _needs(part),
         **({"evidence": row["evidence"], "recipe": row["recipe"]} if row else {}),
     }
 
@@ -183,7 +190,8 @@ def text(facts: dict[str, Any]) -> str:
     if "gives" in facts:
         lines.append(f"Gives: {', '.join(facts['gives'])}")
     for role, signals in facts["needs"].items():
-        lines.append(f"Needs of {'every teacher' if role == '*' else role}: {', '.join(signals)}")
+        who = "every teacher" if role == "*" else role
+        lines.append(f"Needs of {who}: {', '.join(signals)}" if signals else f"Needs a {who}")
     if facts.get("recipe"):
         lines += [f"Recipe: {facts['recipe']}", f"Evidence: {facts['evidence']}"]
     return "\n".join(lines)

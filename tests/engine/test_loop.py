@@ -266,3 +266,13 @@ def test_compiled_equals_eager(tmp_path: Path) -> None:
     compiled = toy_loop(tmp_path / "b", steps=5, settings={"compile": True}).fit().student["last"]
     assert list(eager) == list(compiled)
     assert all(torch.allclose(eager[k], compiled[k], atol=1e-5) for k in eager)
+
+
+def test_the_log_does_not_depend_on_how_a_batch_is_cut(tmp_path: Path) -> None:
+    logged = []
+    for pieces in (1, 4):
+        toy_loop(tmp_path / str(pieces), steps=5, accumulate=pieces).fit()
+        logged.append(list(checkpoint.read_jsonl(tmp_path / str(pieces) / "metrics.jsonl")))
+    for whole, cut in zip(*logged, strict=True):
+        terms = [key for key in whole if key.startswith(("term/", "weighted/"))]
+        assert terms and [cut[key] for key in terms] == pytest.approx([whole[key] for key in terms], rel=1e-4)

@@ -117,6 +117,11 @@ class Journal:
         return found
 
 
+def number(value: Tensor) -> Tensor | float:
+    """A scalar to note: its number at once where that is no wait (on the CPU), else the scalar without gradient."""
+    return value.item() if value.is_cpu else value.detach()
+
+
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:
     """The values as numbers; those on an accelerator come over in one transfer."""
     away = [v for v in values if isinstance(v, Tensor) and not v.is_cpu]

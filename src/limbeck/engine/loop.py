@@ -23,7 +23,7 @@ from limbeck.engine import checkpoint, rng
 from limbeck.engine.best import Best
 from limbeck.engine.counting import declared, divisors
 from limbeck.engine.devices import to_device, wrapped
-from limbeck.engine.journal import MEASUREMENTS, Journal, NotFiniteError, note
+from limbeck.engine.journal import MEASUREMENTS, Journal, NotFiniteError, note, number
 from limbeck.engine.learner import Learner, LearnerSettings
 from limbeck.engine.method import Batch, Clock, Method, Update
 from limbeck.engine.progress import JsonLines, Logger, Progress, say
@@ -198,7 +198,7 @@ class Loop:
                 if learners is None:
                     learners = self._due(update, clock)
                 if learners:
-                    self._backward(update, totals, clock)
+                    self._backward(update, totals, clock, len(generators))
         return learners
 
     def _due(self, update: Update, clock: Clock) -> list[Learner]:
@@ -215,7 +215,7 @@ class Loop:
                         stack.enter_context(self.fabric.no_backward_sync(learner.module))  # type: ignore[arg-type]
             yield
 
-    def _backward(self, update: Update, totals: Mapping[str, Tensor] | None, clock: Clock) -> None:
+    def _backward(self, update: Update, totals: Mapping[str, Tensor] | None, clock: Clock, pieces: int) -> None:
         terms = {name: term for name, term in update.evaluate().items() if term.weight != 0}
         counts = divisors(self.method, terms, totals, self.fabric)
         # Strategies average gradients over processes; the definition is the sum over all samples by the global count.
@@ -224,7 +224,8 @@ class Loop:
         if self._measures(clock):
             parameters = [p for r in update.roles for p in self.learners[r].parameters]
             self.journal.measure(self.step, role, weighted, lambda value: self._gradients(value, parameters))
-        reached = {n: v.detach() for n, v in weighted.items()}
+        # The journal takes means, and a micro-batch has only its part of the sum.
+        reached = {n: number(v) * pieces for n, v in weighted.items()}
         self.journal.add(self.step, role, {f"term/{n}": v / terms[n].weight for n, v in reached.items()})
         self.journal.add(self.step, role, {f"weighted/{n}": v for n, v in reached.items()})
         active = [v for v in weighted.values() if v.requires_grad]
