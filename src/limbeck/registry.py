@@ -245,7 +245,7 @@ def named_paths() -> frozenset[str]:
 
 def clear() -> None:
     """Forget what was read (tests and notebooks that add files while running)."""
-    for cached in (_files, _text, _index, _built_in, _method_files, _method, _scan, _installed):
+    for cached in (_files, _text, _index, _built_in, _method_files, _method, _scan, _installed, _entry_points):
         cached.cache_clear()
 
 
@@ -313,6 +313,7 @@ def _installed() -> Any:
     return entry_points()
 
 
+@functools.cache
 def _entry_points(kind: str) -> tuple[Any, ...]:
     return tuple(_installed().select(group=f"limbeck.{kind}"))
 

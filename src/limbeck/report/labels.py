@@ -108,7 +108,7 @@ def info(key: str, labels: Mapping[str, object] | None = None) -> Metric:
         labels: overrides by key, each ``(label, unit)``.
     """
     said = (labels or {}).get(key)
-    known = _registered().get(key) or OWN.get(key) or Metric(key, _words(key))
+    known = _registered(tuple(registry.names("metric"))).get(key) or OWN.get(key) or Metric(key, _words(key))
     if isinstance(said, list | tuple) and len(said) == 2 and all(isinstance(s, str) for s in said):
         return replace(known, label=said[0], unit=said[1] or known.unit)
     return known
@@ -138,10 +138,10 @@ def ordered(keys: Iterable[str]) -> list[Metric]:
 
 
 @functools.cache
-def _registered() -> dict[str, Metric]:
+def _registered(names: tuple[str, ...]) -> dict[str, Metric]:
     """The metrics that say a label or a direction where they are registered, joined with the table."""
     known: dict[str, Metric] = {}
-    for name in registry.names("metric"):
+    for name in names:
         try:
             facts = registry.find("metric", name).facts
         except Exception:  # a third party's entry point that does not import must not cost the report
