@@ -217,3 +217,19 @@ def test_a_condensed_set_is_proved_by_networks_that_learn_from_it(
     verdict = prove("dm.yaml")
     assert verdict.family == "condensation" and set(verdict.arms) == set(tree["claim"]["arms"])
     assert all(0 <= arm["fresh_accuracy"]["mean"] <= 1 for arm in verdict.arms.values())
+
+
+def test_among_stale_ones_what_cannot_or_should_not_be_proved_here_is_passed_over(
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LIMBECK_DATA", str(tmp_path / "nothing"))
+    claim = {**CLAIM, "seeds": 1}
+    away = recipe("away", data={"name": "fashion_mnist", "train_size": 40}, claim=claim)
+    long = recipe("long", slow=True, claim=claim)
+    last = recipe("last", claim=claim)
+    said = command(capsys, "prove", away, long, last, "--stale", "--json")
+    assert said.code == 0 and [json.loads(line)["slug"] for line in said.out.splitlines()] == ["last"]
+    assert "away: passed over, there is no fashion_mnist.npz" in said.err and "long: passed over" in said.err
+    refused(command(capsys, "prove", away), "fashion_mnist.npz", "LIMBECK_DATA")
+    said = command(capsys, "prove", last, "--stale", "--budget", "0")
+    assert said.code == 0 and "last: not begun" in said.err and not said.out

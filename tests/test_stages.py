@@ -195,6 +195,8 @@ def test_models_are_described_without_the_places_they_come_from(tmp_path: Path) 
             "needs a validation split",
         ),
         ({"phases": [{"train": {"deliver": "best"}}]}, "needs a validation split"),
+        ({"export": ["transformers"]}, "is no transformers model"),
+        ({"student": {"name": "mlp", "freeze": ["no.such.*"]}}, "no parameter is called like"),
     ],
 )
 def test_what_would_stop_a_run_later_is_said_first(

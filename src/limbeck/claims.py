@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.arms import arm_recipe
 from limbeck.engine.checkpoint import write_json
 from limbeck.engine.progress import say
-from limbeck.errors import UserError
+from limbeck.errors import MissingDataError, UserError
 from limbeck.expectation import parse_expectation
 from limbeck.gallery import evidence_path, evidence_state, sources_hash
 from limbeck.recipe import Recipe, load_recipe
@@ -140,12 +140,13 @@ def prove_all(
     budget: float | None = None,
     runs: str | Path = "runs",
 ) -> Iterator[Verdict]:
-    """:func:`prove` one after the other; with ``only_stale`` those whose record is fresh are passed over.
+    """:func:`prove` one after the other; what is passed over is said, with the reason.
 
-    A proof is not begun when the budget (seconds) is spent. Recipes without a claim are passed over.
+    Passed over are recipes without a claim, and with ``only_stale`` those whose record is fresh, those that call
+    themselves slow, and those whose data is not on this machine. No proof is begun when the budget (seconds) is spent.
 
     Raises:
-        UserError: none of the recipes makes a claim.
+        UserError: none of the recipes makes a claim, or one of them cannot be run.
     """
     began = time.monotonic()
     loaded = [load_recipe(path) for path in recipes]
@@ -155,12 +156,24 @@ def prove_all(
         if recipe.claim is None:
             say(f"{recipe.slug}: makes no claim")
             continue
-        if only_stale and evidence_state(recipe) in ("holds", "fails"):
-            say(f"{recipe.slug}: its record is fresh")
+        if only_stale and (why := _passed_over(recipe)):
+            say(f"{recipe.slug}: {why}")
             continue
         if budget is not None and time.monotonic() - began > budget:
-            return
-        yield prove(recipe, record=record, runs=runs)
+            say(f"{recipe.slug}: not begun, the budget of {budget:g} s is spent")
+            continue
+        try:
+            yield prove(recipe, record=record, runs=runs)
+        except MissingDataError as error:
+            if not only_stale:
+                raise
+            say(f"{recipe.slug}: passed over, {error}")
+
+
+def _passed_over(recipe: Recipe) -> str:
+    if evidence_state(recipe) in ("holds", "fails"):
+        return "its record is fresh"
+    return "passed over, for it takes long: prove it by itself" if recipe.slow else ""
 
 
 def claimed_arms(recipe: Recipe) -> dict[str, Mapping[str, Any]]:

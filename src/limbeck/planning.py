@@ -23,7 +23,10 @@ from limbeck.training import Ingredients, start_student, train
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
-WARM, TIMED = 2, 5
+WARM, TIMED, MOST = 2, 5, 1280
+"""Steps before the timed ones; timed at first, and at most where they are too short to be told from the rest."""
+TELLING = 0.3
+"""Seconds that the timed steps should take, and their share of the time that everything before them takes."""
 UNSAID = frozenset(
     f"train.{key}"
     for key in ("devices", "accelerator", "strategy", "nodes", "checkpoint_every", "log_every", "deterministic")
@@ -125,16 +128,20 @@ def _time_steps(recipe: Recipe, ingredients: Ingredients) -> tuple[float, int]:
     method, schedules = make_method(recipe.method)
     stream = make_stream(recipe, method, ingredients, 0)
     steps = loop_settings(recipe, stream, schedules, seed=0, label="", index=0, quiet=True).steps
-    seconds = []
-    for count in (WARM, WARM + TIMED):
-        short = recipe.with_overrides(
-            {"phases": None, "train": {"epochs": None, "steps": count, "validate_every": 1e9}}
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            train(short, ingredients, Path(folder), seed=0, key="plan")
-            seconds.append(time.perf_counter() - began)
-    return max(seconds[1] - seconds[0], 0.0) / TIMED, steps
+    before, timed = _time_training(recipe, ingredients, WARM), TIMED
+    while True:
+        took = _time_training(recipe, ingredients, WARM + timed) - before
+        if took > TELLING * max(before, 1.0) or timed >= MOST:
+            return max(took, 0.0) / timed, steps
+        timed *= 4
+
+
+def _time_training(recipe: Recipe, ingredients: Ingredients, steps: int) -> float:
+    short = recipe.with_overrides({"phases": None, "train": {"epochs": None, "steps": steps, "validate_every": 1e9}})
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        train(short, ingredients, Path(folder), seed=0, key="plan")
+        return time.perf_counter() - began
 
 
 def _cache_bytes(recipe: Recipe, ingredients: Ingredients) -> int:

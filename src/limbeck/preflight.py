@@ -11,23 +11,26 @@ from limbeck.arms import PhaseRecipe, arm_recipe, phase_recipes
 from limbeck.data.base import Data
 from limbeck.errors import UserError
 from limbeck.registry import find
-from limbeck.training import Ingredients, check_choice, loop_settings, make_method, make_stream
+from limbeck.training import Ingredients, check_choice, loop_settings, make_method, make_stream, start_student
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 
 def preflight(recipe: Recipe, data: Mapping[str, Data], fabric: Fabric) -> None:
-    """Check everything that the trainings of a run need and that does not take their models to know.
+    """Check everything that the trainings of a run need and that does not take a trained teacher to know.
 
     Raises:
         UserError: a method refuses its arguments, a batch cannot be cut as asked, a split is missing, the best weights
-            are asked for where none can be told, or a cache could not serve the method.
+            are asked for where none can be told, a cache could not serve the method, the student cannot be built, or
+            not be exported as asked.
     """
+    from limbeck.export.formats import refuse_early
     from limbeck.stages.cache import check_cache
 
     check_cache(recipe)
     ingredients = Ingredients(data, {}, fabric, quiet=True)
+    refuse_early(start_student(recipe, ingredients, recipe.seed), recipe.export)
     own = [recipe, *(arm_recipe(recipe, overrides) for overrides in recipe.control_arms.values())]
     for arm in [*own, *_taught(recipe)]:
         for phase in phase_recipes(arm):

@@ -47,3 +47,36 @@ def test_a_wrong_module_path_names_the_nearest_one() -> None:
     term = Block("mse", {"student": "11"})
     with pytest.raises(UserError, match=r"no module '11'.*did you mean '1'"):
         set_up(build("method", Block("compose", {"terms": {"f": term}})), toy_net(), {"teacher": toy_teacher()})
+
+
+def test_on_text_a_composition_of_soft_targets_equals_word_level_distillation() -> None:
+    from limbeck.data.text import text
+    from limbeck.engine.method import Parts
+    from limbeck.engine.teacher import Teacher
+    from limbeck.models.causal import causal_lm
+
+    data = text(corpus="grammar", characters=4000, context=16)
+    terms = {
+        "ce": Block("cross_entropy", {"weight": 0.25}),
+        "kd": Block("soft_kl", {"weight": 0.75, "temperature": 2.0}),
+    }
+    made = []
+    for name, args in (("word_kd", {"alpha": 0.75, "temperature": 2.0}), ("compose", {"terms": terms})):
+        nets = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            nets.append(causal_lm(hidden=16, layers=1, heads=2, vocab_size=data.spec.vocab_size, context=16))
+        method = build("method", Block(name, args))
+        method.setup(Parts(nets[0], {"teacher": Teacher(nets[1], {"logits"}, "teacher")}, data.spec))
+        made.append(method)
+    word_kd, compose = made
+    x = data.train.batch(torch.arange(4))
+    x["labels"][0, 3:] = -100
+    ours, theirs = compose.evaluate(x), word_kd.terms(x)
+    assert ours.keys() == theirs.keys()
+    for key, term in ours.items():
+        assert (term.unit, term.weight, int(term.count)) == ("tokens", theirs[key].weight, int(theirs[key].count))
+        torch.testing.assert_close(term.sum, theirs[key].sum)
+    hint = build("method", Block("compose", {"terms": {"logits": Block("mse")}}))
+    hint.setup(Parts(made[0].student, {"teacher": made[0].teacher}, data.spec))
+    assert int(hint.evaluate(x)["logits"].count) == int((x["labels"][:, 1:] != -100).sum())

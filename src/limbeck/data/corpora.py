@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck.errors import UserError
+from limbeck.errors import MissingDataError, UserError
 from limbeck.paths import data_root
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
@@ -37,11 +37,11 @@ def corpus_file(name: str, relative: str) -> Path:
     """The file of a named corpus.
 
     Raises:
-        UserError: it is not under the data folder; says where it was expected.
+        MissingDataError: it is not under the data folder; says where it was expected.
     """
     path = data_root() / relative
     if not path.is_file():
-        raise UserError(f"corpus '{name}': no file {path}; set LIMBECK_DATA to the folder that holds {relative}")
+        raise MissingDataError(f"corpus '{name}': no file {path}; set LIMBECK_DATA to the folder that holds {relative}")
     return path
 
 

@@ -17,7 +17,7 @@ from limbeck.data.arrays import as_images, from_splits
 from limbeck.data.base import Data, DataSpec
 from limbeck.data.labels import carve
 from limbeck.data.npz import load_npz
-from limbeck.errors import UserError, needs_extra
+from limbeck.errors import MissingDataError, UserError, needs_extra
 from limbeck.paths import cache_root, data_root
 from limbeck.registry import TransformBlock, register
 
@@ -122,12 +122,12 @@ def data_file(name: str) -> Path:
     """A data file by name.
 
     Raises:
-        UserError: it is not in the data folder; says what to set.
+        MissingDataError: it is not in the data folder; says what to set.
     """
     path = data_root() / name
     if not path.is_file():
         folder = data_root() if os.environ.get("LIMBECK_DATA") else f"{data_root()} (LIMBECK_DATA is not set)"
-        raise UserError(f"there is no {name} in {folder}: set LIMBECK_DATA to the folder that holds it")
+        raise MissingDataError(f"there is no {name} in {folder}: set LIMBECK_DATA to the folder that holds it")
     return path
 
 

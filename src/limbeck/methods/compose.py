@@ -45,6 +45,8 @@ class Wire:
 class Compose(Method):
     """A weighted sum of named losses between chosen modules of student and teacher, without code.
 
+    Where the data is text, losses on logits compare them at the tokens that count; losses on modules see every place.
+
     Args:
         terms: by name, each a loss with its own arguments and ``weight``, ``student`` and ``teacher`` (module paths),
             and a ``projector`` where the shapes differ.
@@ -106,15 +108,18 @@ class Compose(Method):
         own = student[wire.student or ""]
         if wire.projector:
             own = self.projectors[wire.name](own)
+        text = "labels" in batch
+        labels = batch["labels"][:, 1:].flatten() if text else batch.get("label")
+        # Logits at one place of a text speak of the token at the next: each prediction is a row of its own.
+        predicts = text and not wire.student
         handed: list[Any] = []
         for name in wire.handed:
-            if name.startswith("student"):
-                handed.append(own)
-            elif name.startswith("teacher"):
-                handed.append(teacher[wire.teacher or ""])
+            if name.startswith(("student", "teacher")):
+                values = own if name.startswith("student") else teacher[wire.teacher or ""]
+                handed.append(values[:, :-1].flatten(0, 1) if predicts else values)
             else:
-                handed.append(batch["label"])
+                handed.append(labels)
         values = wire.function(*handed, **wire.options)
-        if "labels" in wire.handed:
-            return Term.of(values, batch["label"] != IGNORE, weight=wire.weight, unit="labelled")
+        if labels is not None and (predicts or "labels" in wire.handed):
+            return Term.of(values, labels != IGNORE, weight=wire.weight, unit="tokens" if text else "labelled")
         return Term.of(values, weight=wire.weight)
