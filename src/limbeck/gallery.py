@@ -64,9 +64,10 @@ def rows(family: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: no such family.
     """
-    found = [*_recipe_rows(), *_bare_method_rows()]
+    recipes = _recipe_rows()
+    shown = {row["slug"] for row in recipes}
     seen, unique = set(), []
-    for row in found:
+    for row in [*recipes, *(row for row in _bare_method_rows() if row["slug"] not in shown)]:
         if (row["family"], row["slug"]) not in seen:
             seen.add((row["family"], row["slug"]))
             unique.append(row)

@@ -245,7 +245,7 @@ def named_paths() -> frozenset[str]:
 
 def clear() -> None:
     """Forget what was read (tests and notebooks that add files while running)."""
-    for cached in (_files, _text, _index, _built_in, _method_files, _method, _scan, _installed, _entry_points):
+    for cached in (_files, _text, _index, _built_in, _method_files, _method, _scan, _tree, _installed, _entry_points):
         cached.cache_clear()
 
 
@@ -324,7 +324,7 @@ def _scan(path: Path, kind: str) -> tuple[Part, ...]:
     if "@register(" not in text:
         return ()
     found = []
-    for node in ast.parse(text).body:
+    for node in _tree(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             for call in node.decorator_list:
                 if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register":
@@ -341,8 +341,9 @@ def _read(path: Path, node: ast.FunctionDef | ast.ClassDef, call: ast.Call) -> P
     module = _module_of(path)
     init: ast.FunctionDef | None = node if isinstance(node, ast.FunctionDef) else None
     if isinstance(node, ast.ClassDef):
-        facts = {**_class_literals(node), **facts}
-        init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        for own in _line(path, node):
+            facts = {**_class_literals(own), **facts}
+            init = init or next((n for n in own.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     return Part(
         kind=said[0],
         name=named or _default_name(said[0], node.name, module),
@@ -356,6 +357,38 @@ def _read(path: Path, node: ast.FunctionDef | ast.ClassDef, call: ast.Call) -> P
         facts=facts,
         line=node.lineno,
     )
+
+
+def _line(path: Path, node: ast.ClassDef) -> Iterable[ast.ClassDef]:
+    """The class and those of the package that it inherits from, nearest first; the bare bases of parts are left out."""
+    yield node
+    tree = _tree(path)
+    here = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    away = {
+        a.asname or a.name: (n.module or "", a.name)
+        for n in tree.body
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
+    for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
+        if base in here:
+            yield from _line(path, here[base])
+        elif (
+            base in away and away[base][0].startswith("limbeck.") and away[base] != ("limbeck.engine.method", "Method")
+        ):
+            module, name = away[base]
+            file = ROOT.parent.joinpath(*module.split(".")).with_suffix(".py")
+            found = (
+                [n for n in _tree(file).body if isinstance(n, ast.ClassDef) and n.name == name]
+                if file.is_file()
+                else []
+            )
+            yield from _line(file, found[0]) if found else ()
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(_text(path))
 
 
 def _class_literals(node: ast.ClassDef) -> dict[str, Any]:
@@ -429,7 +462,8 @@ def _from_path(kind: str, name: str) -> Part:
 def _from_object(kind: str, name: str, target: Any) -> Part:
     facts = {k: v for k, v in getattr(target, "__limbeck__", {}).items() if k not in ("kind", "name")}
     if inspect.isclass(target):
-        facts = {**{k: v for k, v in vars(target).items() if k in ("needs", "controls", "data_free")}, **facts}
+        said = {k: getattr(target, k, None) for k in ("needs", "controls", "data_free")}
+        facts = {**{k: v for k, v in said.items() if v is not None}, **facts}
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ PATIENCE = 10
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss term became NaN or infinite. The last good checkpoint is on disk."""
+    """A loss term became NaN or infinite. Checkpoints of the steps before it stay."""
 
 
 class DeadTermError(ValueError):

@@ -132,7 +132,9 @@ class Loop:
                 self._train(progress)
             self._save()
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}; the last good checkpoint is in {self.folder / 'checkpoints'}") from None
+            kept = checkpoint.checkpoints(self.folder / "checkpoints")
+            says = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+            raise NotFiniteError(f"{error}; {says}") from None
         finally:
             for logger in self.loggers:
                 logger.close()
