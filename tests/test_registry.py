@@ -13,16 +13,22 @@ from limbeck import registry
 from limbeck.errors import UserError
 from limbeck.registry import REQUIRED, Block, PartError, UnknownNameError, build, complete, find, names, nearest
 
-BASE = """
+BASE = '''
 from limbeck.engine.method import Method
 
 class Logits(Method):
+    """Learns logits.
+
+    Args:
+        temperature: of both.
+    """
+
     needs = {"teacher": {"logits"}}
     couples_samples = True
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         self.temperature = temperature
-"""
+'''
 PLAIN = """
 from limbeck.registry import register
 from limbeck.shapes.base import Logits
@@ -59,6 +65,44 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(registry, "ROOT", root)
     yield root
     registry.clear()
+
+
+PASSES_ON = '''
+from limbeck.registry import register
+from limbeck.shapes.base import Logits
+
+@register("method")
+class Passes(Logits):
+    """More of the same.
+
+    Args:
+        beta: a weight.
+    """
+
+    def __init__(self, *, beta: float = 1.0, **rest) -> None:
+        super().__init__(**rest)
+'''
+
+
+def test_arguments_passed_on_to_a_base_are_arguments(package: Path) -> None:
+    (package / "shapes" / "methods" / "passes.py").write_text(PASSES_ON, encoding="utf8")
+    registry.clear()
+    part = find("method", "passes")
+    assert [(p.name, p.default) for p in part.params] == [("beta", 1.0), ("temperature", 4.0)] and not part.open
+    assert "beta: a weight.\n    temperature: of both." in part.doc
+
+
+def test_an_object_that_passes_arguments_on_has_those_of_its_base() -> None:
+    class Base:
+        def __init__(self, *, temperature: float = 4.0, gamma: float) -> None: ...
+
+    class Passes(Base):
+        def __init__(self, *, beta: float = 1.0, **rest: float) -> None:
+            super().__init__(**rest)
+
+    part = registry._from_object("method", "passes", Passes)
+    assert {p.name: p.required for p in part.params} == {"temperature": False, "gamma": True, "beta": False}
+    assert not part.open
 
 
 @pytest.mark.usefixtures("package")

@@ -340,20 +340,25 @@ def _read(path: Path, node: ast.FunctionDef | ast.ClassDef, call: ast.Call) -> P
     named = facts.pop("name", None) or (said[1] if len(said) > 1 else None)
     module = _module_of(path)
     init: ast.FunctionDef | None = node if isinstance(node, ast.FunctionDef) else None
+    doc = ast.get_docstring(node) or ""
+    inits = [init] if init else []
     if isinstance(node, ast.ClassDef):
         for own in _line(path, node):
             facts = {**_class_literals(own), **facts}
-            init = init or next((n for n in own.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+            made = next((n for n in own.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+            if made is not None and (not inits or inits[-1].args.kwarg):
+                inits.append(made)
+                doc = doc if own is node else _with_arguments(doc, ast.get_docstring(own) or "")
     return Part(
         kind=said[0],
         name=named or _default_name(said[0], node.name, module),
         family=_family_of(path),
         module=module,
         qualname=node.name,
-        params=(*(_ast_params(init) if init else ()), *COMMON.get(said[0], ())),
-        handed=tuple(a.arg for a in init.args.args if a.arg != "self") if init else (),
-        open=bool(init and init.args.kwarg),
-        doc=ast.get_docstring(node) or "",
+        params=(*_unlike(p for made in inits for p in _ast_params(made)), *COMMON.get(said[0], ())),
+        handed=tuple(a.arg for a in inits[0].args.args if a.arg != "self") if inits else (),
+        open=bool(inits and inits[-1].args.kwarg),
+        doc=doc,
         facts=facts,
         line=node.lineno,
     )
@@ -389,6 +394,26 @@ def _line(path: Path, node: ast.ClassDef) -> Iterable[ast.ClassDef]:
 @functools.cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(_text(path))
+
+
+def _unlike(params: Iterable[Param]) -> list[Param]:
+    """The parameters, the first of each name: a class's own before those of its bases."""
+    found: dict[str, Param] = {}
+    for p in params:
+        found.setdefault(p.name, p)
+    return list(found.values())
+
+
+def _with_arguments(doc: str, base: str) -> str:
+    """A docstring with the arguments that a base explains added to its own."""
+    explained = base.partition("Args:\n")[2].partition("\n\n")[0].rstrip()
+    if not explained:
+        return doc
+    own, found, rest = doc.partition("Args:\n")
+    if not found:
+        return f"{doc.rstrip()}\n\nArgs:\n{explained}\n"
+    mine, _, after = rest.partition("\n\n")
+    return f"{own}Args:\n{mine.rstrip()}\n{explained}" + (f"\n\n{after}" if after else "")
 
 
 def _class_literals(node: ast.ClassDef) -> dict[str, Any]:
@@ -470,7 +495,7 @@ def _from_object(kind: str, name: str, target: Any) -> Part:
         raise PartError(f"{kind} '{name}' is not something that can be called: {error}") from error
     registered = bool(getattr(target, "__limbeck__", None))
     params, is_open = [], False
-    for p in signature.parameters.values():
+    for p in _signature_of(target, signature):
         is_open |= p.kind is p.VAR_KEYWORD
         if p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and not registered):
             source = p.annotation if isinstance(p.annotation, str) else ""
@@ -489,6 +514,18 @@ def _from_object(kind: str, name: str, target: Any) -> Part:
         doc=inspect.getdoc(target) or "",
         facts=facts,
     )
+
+
+def _signature_of(target: Any, signature: inspect.Signature) -> list[inspect.Parameter]:
+    """The parameters of a callable; where a class passes ``**rest`` to the class above, that one's as well."""
+    found = dict(signature.parameters)
+    above = list(target.__mro__[1:-1]) if inspect.isclass(target) else []
+    while above and (rest := next((p for p in found.values() if p.kind is p.VAR_KEYWORD), None)):
+        base = above.pop(0)
+        if "__init__" in vars(base):
+            del found[rest.name]
+            found = {**{k: p for k, p in inspect.signature(base).parameters.items() if k not in found}, **found}
+    return list(found.values())
 
 
 def _plain(value: Any) -> Any:

@@ -140,6 +140,10 @@ class Method:
     """True when a step needs no data: the batch then holds only ``id``."""
     truncated: ClassVar[bool] = False
     """True when the method can learn from a teacher's top k with their tail (``logits_topk``) as well."""
+    same_view: ClassVar[bool] = True
+    """False when teacher and student are meant to see unlike inputs, as two noise levels of one sample."""
+    streams: ClassVar[bool] = False
+    """True when the method can learn from several named streams of data; its batch is then a map of batches."""
     controls: ClassVar[Mapping[str, dict[str, Any]]] = {"alone": {"method": {"name": "supervised"}, "teacher": None}}
     """Arms that a run trains beside the method, each a name and the overrides of the recipe that make it."""
 
