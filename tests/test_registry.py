@@ -108,7 +108,8 @@ def test_an_object_that_passes_arguments_on_has_those_of_its_base() -> None:
 @pytest.mark.usefixtures("package")
 def test_a_method_inherits_arguments_and_facts_without_being_imported() -> None:
     plain = find("method", "plain")
-    assert (plain.family, plain.module, plain.doc) == ("shapes", "limbeck.shapes.methods.plain", "Nothing of its own.")
+    assert (plain.family, plain.module) == ("shapes", "limbeck.shapes.methods.plain")
+    assert plain.doc == "Nothing of its own.\n\nArgs:\n    temperature: of both.\n"
     assert plain.facts == {"needs": {"teacher": {"logits"}}, "couples_samples": True}
     assert [(p.name, p.default, p.annotation) for p in plain.params] == [("temperature", 4.0, float)]
     own = find("method", "own")
