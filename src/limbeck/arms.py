@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck import __version__
-from limbeck.codehash import code_of
+from limbeck.codehash import code_of, toolkit_hash
+from limbeck.registry import find
 
 if TYPE_CHECKING:
     from limbeck.data.base import Data
@@ -89,6 +90,7 @@ def arm_key(recipe: Recipe, data: Mapping[str, Data], teachers: Mapping[str, Tea
         "teachers": {name: t.hash for name, t in teachers.items()},
         "files": [file_state(path) for path in start_files(recipe)],
         "code": code_of(recipe.tree, recipe.method.name),
+        "toolkit": toolkit_hash(find("method", recipe.method.name).family),
         "seed": seed,
         "version": __version__,
     }

@@ -38,8 +38,17 @@ class Check:
 
 
 @dataclass
+class Measured:
+    """Arms times seeds; ``spared`` are the seconds of the trainings that were found and not repeated."""
+
+    table: Table
+    machine: dict[str, Any]
+    spared: float = 0.0
+
+
+@dataclass
 class Verdict:
-    """What a proof found; :meth:`as_dict` is what the ledger keeps."""
+    """What a proof found; :meth:`as_dict` is what the ledger keeps. ``seconds`` is what it takes from nothing."""
 
     slug: str
     title: str
@@ -103,7 +112,8 @@ def prove(
     began = time.monotonic()
     arms = claimed_arms(recipe)
     seeds = seeds_of(recipe)
-    table, machine = measure(recipe, arms, seeds, Path(runs), quiet=quiet, values=_named_values(recipe))
+    found = measure(recipe, arms, seeds, Path(runs), quiet=quiet, values=_named_values(recipe))
+    table = found.table
     means = {(m, arm): statistics.fmean(v) for arm, metrics in table.items() for m, v in metrics.items()}
     checks = []
     for text in recipe.claim.expect:
@@ -119,11 +129,11 @@ def prove(
         checks=checks,
         arms={arm: {m: _spread(v) for m, v in metrics.items()} for arm, metrics in table.items()},
         seeds=seeds,
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - began + found.spared, 1),
         because=recipe.claim.because or "",
         paper=recipe.paper,
         hashes=sources_hash(recipe),
-        machine=machine,
+        machine=found.machine,
         recorded=time.strftime("%Y-%m-%d", time.gmtime()),
     )
     if record:
@@ -198,7 +208,7 @@ def measure(
     *,
     quiet: bool = True,
     values: Set[str] | None = None,
-) -> tuple[Table, dict[str, Any]]:
+) -> Measured:
     """Train and judge every arm with every seed. The teacher is trained once, with the recipe's own seed.
 
     Args:
@@ -214,9 +224,9 @@ def measure(
     from limbeck.run import machine, placement_of
 
     fabric = launch(placement_of(recipe))
-    folder = runs / "proofs" / f"{recipe.slug}-{recipe.fingerprint()[:8]}"
+    folder = runs / "proofs"  # of all recipes: many share their controls
     loaded: dict[str, Any] = {}
-    table: Table = {arm: {} for arm in arms}
+    found = Measured({arm: {} for arm in arms}, machine(fabric))
     own = {arm: _with_metrics(arm_recipe(recipe, overrides), values) for arm, overrides in arms.items()}
     contexts = {arm: _context(made, folder, fabric, loaded, quiet) for arm, made in own.items()}
     for arm, made in own.items():
@@ -226,8 +236,10 @@ def measure(
             # Teachers are loaded anew each time, but told of once.
             fresh = replace(context, seed=seed, teachers={}, arms={}, quiet=quiet or seed != seeds[0])
             for metric, value in _score(fresh, arm, quiet).items():
-                table[arm].setdefault(metric, []).append(value)
-    return table, machine(fabric)
+                found.table[arm].setdefault(metric, []).append(value)
+            trained = fresh.arms[arm]
+            found.spared += trained.numbers["seconds"] if trained.found else 0.0
+    return found
 
 
 def _context(recipe: Recipe, folder: Path, fabric: Any, loaded: dict[str, Any], quiet: bool) -> Context:
@@ -347,7 +359,7 @@ def compare(
     for recipe in loaded:
         arms = _compared_arms(recipe) if len(loaded) == 1 else {"student": {}}
         chosen = list(range(recipe.seed, recipe.seed + seeds))
-        table, _ = measure(recipe, arms, chosen, Path(runs), quiet=quiet)
+        table = measure(recipe, arms, chosen, Path(runs), quiet=quiet).table
         for arm, metrics in table.items():
             name = arm if len(loaded) == 1 else recipe.slug
             rows += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.recipe.recipe import DESCRIPTIVE
-from limbeck.registry import _LIVE, Part, find
+from limbeck.registry import _LIVE, ROOT, Part, find
 
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """How a recipe names a user's own object: ``package.module:object``."""
@@ -41,6 +42,14 @@ def code_of(tree: Mapping[str, Any], method: str) -> dict[str, str]:
     runs = {k: v for k, v in tree.items() if k not in DESCRIPTIVE}
     modules = {name.partition(":")[0] for name in _dotted(runs)}
     return {f"method {method}": part_hash(find("method", method)), **{m: module_hash(m) for m in sorted(modules)}}
+
+
+@functools.cache
+def toolkit_hash(family: str) -> str:
+    """Hash of what a family's methods stand on beside their own files: its toolkit and the shared losses."""
+    root = ROOT / family
+    files = sorted(f for f in root.rglob("*.py") if f.parent.name != "methods") if root.is_dir() else []
+    return _digest(b"".join(f.read_bytes() for f in [ROOT / "losses.py", *files]))
 
 
 def object_code(target: Any) -> bytes:

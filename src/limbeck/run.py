@@ -55,6 +55,7 @@ class Arm:
         numbers: steps, seconds, warnings of its training.
         scores, details: what the metrics found.
         judged_by: names of the metrics that can judge it; None for all that the run has.
+        found: whether it was trained before.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Arm:
     details: dict[str, Any] = field(default_factory=dict)
     teacher: Teacher | None = None
     judged_by: tuple[str, ...] | None = None
+    found: bool = False
 
 
 @dataclass

@@ -56,10 +56,12 @@ class Trained:
     Attributes:
         folder: holds ``model/``, ``metrics.jsonl`` and ``done.json``.
         numbers: steps, seconds, warnings and the last logged values.
+        found: whether it was there before.
     """
 
     folder: Path
     numbers: dict[str, Any]
+    found: bool = False
 
     @property
     def model(self) -> Stored:
@@ -106,7 +108,7 @@ def train(
     done = _read_done(folder, key) if fabric.global_rank == 0 else None
     done = fabric.broadcast(done)
     if done is not None:
-        return Trained(folder, done["numbers"])
+        return Trained(folder, done["numbers"], found=True)
     began, phases = time.time(), phase_recipes(recipe)
     kept: dict[str, Weights] = {}
     outcomes: list[Outcome] = []

@@ -37,7 +37,7 @@ def add_arm(context: Context, name: str, role: str, label: str, overrides: Mappi
     key = arm_key(recipe, own.data, own.teachers, context.seed)
     folder = context.artifact(name, key)
     trained = train(recipe, own.ingredients, folder, seed=context.seed, key=key, label=label.lower())
-    arm = Arm(name, role, label, recipe, folder, trained.numbers)
+    arm = Arm(name, role, label, recipe, folder, trained.numbers, found=trained.found)
     arm.describe = describe(trained.model)
     context.arms[name] = arm
     context.warnings += [f"{label}: {w}" for w in trained.numbers.get("warnings", [])]
