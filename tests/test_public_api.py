@@ -49,7 +49,8 @@ ARGUMENTS = {
     "Data": "spec train test val extra",
 }
 METHOD = {
-    "needs", "couples_samples", "data_free", "truncated", "controls", "setup", "student", "teacher", "updates",
+    "needs", "couples_samples", "live", "same_view", "streams", "data_free", "truncated", "controls", "setup",
+    "student", "teacher", "updates",
     "after_step", "count", "state_dict", "load_state_dict",
 }  # fmt: skip
 

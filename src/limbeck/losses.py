@@ -31,9 +31,20 @@ def same_shape(**tensors: Tensor) -> None:
         raise UserError(f"these must have the same shape: {shapes}")
 
 
+def same_rows(**tensors: Tensor) -> None:
+    """Refuse tensors of unlike first axes: one of them would be broadcast or cut.
+
+    Raises:
+        UserError: (a ValueError) naming each tensor and its shape.
+    """
+    if len({len(t) for t in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise UserError(f"these must have as many samples: {shapes}")
+
+
 def log_softmax(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """``log softmax(logits / temperature)`` over the last axis, in float32 or wider."""
-    return F.log_softmax(_wide(logits) / temperature, dim=-1)
+    return F.log_softmax(wide(logits) / temperature, dim=-1)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -124,7 +135,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float, reduc
     if logits.dim() > 2:
         logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     return F.cross_entropy(
-        _wide(logits),
+        wide(logits),
         labels,
         reduction=reduction,
         ignore_index=IGNORE,
@@ -140,7 +151,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     same_shape(student=student, teacher=teacher)
-    return (_wide(student) - _wide(teacher)).square().flatten(1).mean(1)
+    return (wide(student) - wide(teacher)).square().flatten(1).mean(1)
 
 
 def label_loss(logits: Tensor, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, weight: float = 1.0) -> Term:
@@ -156,6 +167,6 @@ def label_loss(logits: Tensor, batch: Mapping[str, Any], *, label_smoothing: flo
     return Term(total, (labels != IGNORE).sum(), weight, unit)
 
 
-def _wide(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 where they are."""
+def wide(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 where they are that."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

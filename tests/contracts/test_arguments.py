@@ -74,6 +74,9 @@ def contexts(bench: Bench, name: str) -> Iterator[dict[str, Any]]:
         if p.name != name and (is_words(p) or bool in kinds(p.annotation)):
             now = bench.recipe.method.args.get(p.name, p.default)
             yield from ({"method": {p.name: other}} for other in others(p, now))
+    for p in bench.part.params:
+        if p.name != name and float in kinds(p.annotation) and bench.recipe.method.args.get(p.name, p.default) == 0:
+            yield {"method": {p.name: 0.5}}  # what belongs to a term that is off
     student = bench.recipe.tree["student"]
     if isinstance(student, Mapping) and isinstance(student.get("net"), Mapping):
         yield {"teacher": {"classes": 4}, "student": {"net": {"classes": 4}}}  # a conditional generator

@@ -16,7 +16,7 @@ from toolkit import set_up, toy_loop, toy_net, toy_teacher
 from toolkit.worker import LEARNER
 
 TESTS = Path(__file__).parents[1]
-JOBS = ("ddp:kd:1:", "ddp:kd:2:", "ddp:dml:1:", "fsdp:kd:1:", "ddp:kd:1:resume", "fsdp:kd:1:resume")
+JOBS = ("ddp:kd:1:", "ddp:kd:2:", "ddp:dml:1:", "ddp:rkd:1:", "fsdp:kd:1:", "ddp:kd:1:resume", "fsdp:kd:1:resume")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_process(folder: Path, method: str, steps: int) -> dict[str, torch.Tensor]:
-    teachers = {"teacher": toy_teacher()} if method == "kd" else {}
+    teachers = {"teacher": toy_teacher()} if method != "dml" else {}
     made = set_up(build("method", Block(method)), torch.nn.Sequential(toy_net()), teachers)
     if method == "dml":
         made.learners["peer_1"].load_state_dict(torch.nn.Sequential(toy_net(7)).state_dict())
@@ -48,6 +48,7 @@ def one_process(folder: Path, method: str, steps: int) -> dict[str, torch.Tensor
         ("kd", "ddp", 1, 3),
         ("kd", "ddp", 2, 3),
         ("dml", "ddp", 1, 3),
+        ("rkd", "ddp", 1, 3),
         ("kd", "fsdp", 1, 3),
         pytest.param("kd", "ddp", 1, 6, id="kd-ddp-resumed"),
         pytest.param("kd", "fsdp", 1, 6, id="kd-fsdp-resumed"),

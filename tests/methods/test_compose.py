@@ -34,7 +34,7 @@ def test_features_are_compared_through_a_projector_that_the_student_never_sees(t
     assert list(method.learners) == ["student", "projectors"]
     x = batch()
     terms = method.evaluate(x)
-    hidden = method.projectors["f"](torch.tanh(toy_net()[0](x["input"])))
+    hidden = method.projectors.maps["f"](torch.tanh(toy_net()[0](x["input"])))
     target = torch.tanh(method.teacher.module[0](x["input"]))
     assert torch.allclose(terms["f"].sum / terms["f"].count, (hidden - target).square().mean(1).mean(), atol=1e-6)
     before = weights(method.projectors)

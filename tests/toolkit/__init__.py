@@ -64,3 +64,48 @@ def toy_loop(folder: Path, method: Method | None = None, *, steps: int = 20, bat
 def weights(module: nn.Module) -> torch.Tensor:
     """All parameters as one vector."""
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+IMAGES = DataSpec(task="classification", shape=(1, 8, 8), classes=4)
+
+
+def image_source(n: int = 32, seed: int = 0) -> ArraySource:
+    """Small random images with labels that a network can learn."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 1, 8, 8, generator=g)
+    return ArraySource({"input": x, "label": x.mean((1, 2, 3)).argsort().argsort() % 4}, IMAGES)
+
+
+def image_net(width: int = 4, seed: int = 0) -> nn.Module:
+    """A convolutional network of two stages with batch statistics; the stages have ``width`` and twice as many maps."""
+    from limbeck.models.vision import CNN
+
+    torch.manual_seed(seed)
+    return CNN(in_channels=1, image_size=8, classes=4, width=width, depth=2)
+
+
+def image_method(name: str, *, student: int = 4, teacher: int = 6, **arguments: Any) -> Method:
+    """A method for classifiers, ready for :func:`image_batch`: a student and a frozen teacher of these widths."""
+    method = build("method", Block(name, arguments))
+    net = Teacher(image_net(teacher, seed=5), {"logits", "features"}, "teacher")
+    method.setup(Parts(image_net(student), {"teacher": net}, IMAGES, IMAGES.offers(), {"data": image_source()}))
+    return method
+
+
+def image_batch(n: int = 6) -> dict[str, Any]:
+    """The first images of :func:`image_source`; the second has no label."""
+    batch = image_source().batch(torch.arange(n))
+    batch["label"] = torch.where(torch.arange(n) == 1, -100, batch["label"])
+    return batch
+
+
+def features_of(module: nn.Module, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+    """What the two stages of an :func:`image_net` give, and what its last layer reads."""
+    first = module.stages[0](batch["input"])
+    second = module.stages[1](first)
+    return [first, second, second.mean((2, 3))]
+
+
+def value(term: Any) -> torch.Tensor:
+    """The mean of a term, without its weight."""
+    return term.sum / term.count

@@ -87,7 +87,8 @@ class Bench:
     def needs_logits(self) -> bool:
         """Whether there are teachers, and no more than logits is asked of them."""
         needs = self.part.facts.get("needs", {})
-        return bool(self.recipe.teachers) and all(set(signals) <= {"logits"} for signals in needs.values())
+        looks_inside = self.part.facts.get("live", False)
+        return bool(self.recipe.teachers) and not looks_inside and all(set(s) <= {"logits"} for s in needs.values())
 
 
 @functools.cache
@@ -109,8 +110,8 @@ def recipe_path(name: str) -> Path | None:
 
 
 def recipe_paths() -> list[Path]:
-    """Every shipped recipe."""
-    return sorted(ROOT.glob("recipes/**/*.yaml"))
+    """Every shipped recipe; what lies in ``benches`` is only there to be extended."""
+    return sorted(p for p in ROOT.glob("recipes/**/*.yaml") if p.parent.name != "benches")
 
 
 def _method_in(path: Path) -> str | None:
@@ -387,9 +388,9 @@ class Masked:
 
 
 def without_batch_statistics(loop: Loop) -> None:
-    """Take out of every learner what makes one sample's output depend on others or on chance."""
+    """Hold still in every learner what makes one sample's output depend on others or on chance."""
     for learner in loop.learners.values():
-        for module in list(learner.plain.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
-                    setattr(module, name, nn.Identity())
+        for module in learner.plain.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+                module.eval()
+                module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]

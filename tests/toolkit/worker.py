@@ -20,7 +20,7 @@ def train(out: Path, strategy: str, method: str, accumulate: int, resume: bool) 
     """Train the toy problem under a strategy; the first process writes the weights."""
     fabric = launch(Placement(accelerator="cpu", devices=2, strategy=strategy))
     name = f"{method}-{strategy}-{accumulate}"
-    teachers = {"teacher": toy_teacher()} if method == "kd" else {}
+    teachers = {"teacher": toy_teacher()} if method != "dml" else {}
     made = set_up(build("method", Block(method)), torch.nn.Sequential(toy_net()), teachers)
     if method == "dml":
         made.learners["peer_1"].load_state_dict(torch.nn.Sequential(toy_net(7)).state_dict())

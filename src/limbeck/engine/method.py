@@ -140,6 +140,8 @@ class Method:
     """True when a step needs no data: the batch then holds only ``id``."""
     truncated: ClassVar[bool] = False
     """True when the method can learn from a teacher's top k with their tail (``logits_topk``) as well."""
+    live: ClassVar[bool] = False
+    """True when a step looks inside the teacher, so that stored outputs cannot stand for it."""
     same_view: ClassVar[bool] = True
     """False when teacher and student are meant to see unlike inputs, as two noise levels of one sample."""
     streams: ClassVar[bool] = False

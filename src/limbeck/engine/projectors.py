@@ -5,11 +5,25 @@ Each is handed one student and one teacher feature, whose shapes it reads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.errors import UserError
 from limbeck.registry import register
+
+
+class Projectors(nn.Module):
+    """Several projectors as one learner: named features go in, the projected ones come out, others as they were."""
+
+    def __init__(self, maps: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict(dict(maps))
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each feature through the projector of its name, if there is one."""
+        return {name: self.maps[name](value) if name in self.maps else value for name, value in features.items()}
 
 
 @register("projector", name="linear")

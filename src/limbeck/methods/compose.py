@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.features import Taps
+from limbeck.engine.gather import Together
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
+from limbeck.engine.projectors import Projectors
 from limbeck.errors import UserError
 from limbeck.losses import IGNORE
 from limbeck.models.forward import forward
@@ -28,6 +30,7 @@ class Wire:
         part = find("loss", block.name)
         self.name = name
         self.function = part.load()
+        self.couples_samples = bool(part.facts.get("couples_samples", False))
         self.handed = part.handed
         self.weight: float = block.args.get("weight", 1.0)
         self.student: str | None = block.args.get("student")
@@ -56,6 +59,7 @@ class Compose(Method):
         if not terms:
             raise UserError("method compose needs at least one entry in terms")
         self.terms = {name: Wire(name, block) for name, block in terms.items()}
+        self.couples_samples = any(wire.couples_samples for wire in self.terms.values())  # type: ignore[misc]
 
     def setup(self, parts: Parts) -> None:
         """Tap the modules and build the projectors, whose shapes are read from one forward of each model."""
@@ -65,16 +69,16 @@ class Compose(Method):
         self._student_taps = Taps(parts.student, {w.student for w in self.terms.values() if w.student})
         paths = {w.teacher for w in self.terms.values() if w.teacher and w.asks_teacher}
         self._teacher_taps = Taps(self.teacher.module, paths, detach=True) if paths else None
-        projectors = nn.ModuleDict()
+        maps: dict[str, nn.Module] = {}
         if any(w.projector for w in self.terms.values()):
             student, teacher = self._probe(parts)
             for name, wire in self.terms.items():
                 if wire.projector:
                     shapes = student[wire.student or ""], teacher[wire.teacher or ""]
-                    projectors[name] = build("projector", wire.projector, *shapes)
-        self.projectors = projectors
-        if any(True for _ in projectors.parameters()):
-            self.learners["projectors"] = projectors
+                    maps[name] = build("projector", wire.projector, *shapes)
+        self.projectors = Projectors(maps)
+        if any(True for _ in self.projectors.parameters()):
+            self.learners["projectors"] = self.projectors
 
     @torch.no_grad()
     def _probe(self, parts: Parts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -92,7 +96,10 @@ class Compose(Method):
     def evaluate(self, batch: Batch) -> dict[str, Term]:
         """One term for each loss."""
         student, teacher = self._signals(self.student, batch)
-        return {name: self._term(wire, student, teacher, batch) for name, wire in self.terms.items()}
+        own = {name: student[wire.student or ""] for name, wire in self.terms.items()}
+        # Through the learner, which is wrapped for several devices, and not through the module inside.
+        own = self.learners.get("projectors", self.projectors)(own)
+        return {name: self._term(wire, own[name], teacher, batch) for name, wire in self.terms.items()}
 
     def _signals(self, module: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What student and teacher give at each tapped path; the logits under the empty path."""
@@ -104,10 +111,7 @@ class Compose(Method):
         teacher = {"": call(batch).logits}
         return student, teacher | (self._teacher_taps.pop() if self._teacher_taps else {})
 
-    def _term(self, wire: Wire, student: dict[str, Tensor], teacher: dict[str, Tensor], batch: Batch) -> Term:
-        own = student[wire.student or ""]
-        if wire.projector:
-            own = self.projectors[wire.name](own)
+    def _term(self, wire: Wire, own: Tensor, teacher: dict[str, Tensor], batch: Batch) -> Term:
         text = "labels" in batch
         labels = batch["labels"][:, 1:].flatten() if text else batch.get("label")
         # Logits at one place of a text speak of the token at the next: each prediction is a row of its own.
@@ -119,7 +123,9 @@ class Compose(Method):
                 handed.append(values[:, :-1].flatten(0, 1) if predicts else values)
             else:
                 handed.append(labels)
-        values = wire.function(*handed, **wire.options)
+        rows = Together(len(handed[0]), own.device) if wire.couples_samples else None
+        values = wire.function(*(rows.all(v) for v in handed) if rows else handed, **wire.options)
+        values = rows.own(values) if rows else values
         if labels is not None and (predicts or "labels" in wire.handed):
             return Term.of(values, labels != IGNORE, weight=wire.weight, unit="tokens" if text else "labelled")
         return Term.of(values, weight=wire.weight)

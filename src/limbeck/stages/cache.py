@@ -67,8 +67,8 @@ def check_cache(recipe: Recipe) -> None:
     """Refuse a ``cache`` block that could not serve the run, from the recipe alone.
 
     Raises:
-        UserError: several streams or phases with data of their own, whose samples the cache could not tell apart; or
-            a truncated cache for a method that needs whole logits.
+        UserError: several streams or phases with data of their own, whose samples the cache could not tell apart; a
+            method that looks inside the teacher; or a truncated cache for a method that needs whole logits.
     """
     if recipe.cache is None:
         return
@@ -77,6 +77,8 @@ def check_cache(recipe: Recipe) -> None:
     if any("data" in phase.overrides for phase in recipe.phases):
         raise UserError("cache: stores outputs for the run's data, and a phase brings its own: leave one of them out")
     method = find("method", recipe.method.name)
+    if method.facts.get("live", False):
+        raise UserError(f"cache: method {method.name} looks inside the teacher, and a cache holds its outputs alone")
     if recipe.cache.mode == "topk" and not method.facts.get("truncated", False):
         raise UserError(f"cache: method {method.name} needs whole logits, so mode topk does not serve it; use fp16")
     cache_spec(recipe)
