@@ -93,7 +93,7 @@ def _recipe_row(root: Path, path: Path) -> dict[str, Any] | None:
         return None
     return {
         "slug": path.stem,
-        "family": path.parent.name if path.parent != root else part.family,
+        "family": path.relative_to(root).parts[0] if path.parent != root else part.family,
         "title": tree.get("title", ""),
         "arxiv": (tree.get("paper") or {}).get("arxiv"),
         "needs": _needs(part),

@@ -55,6 +55,19 @@ def write_cifar(root, damaged=None):
     np.savez(root / "cifar10_jpeg.npz", **fields)
 
 
+def test_cifar100_is_read_from_a_file_that_the_user_makes(root):
+    generator = np.random.default_rng(0)
+    sizes = {"train": 300, "test": 200}
+    pictures = {f"x_{s}": generator.integers(0, 256, (k, 32, 32, 3), dtype=np.uint8) for s, k in sizes.items()}
+    labels = {f"y_{s}": np.arange(k, dtype=np.uint8) % 100 for s, k in sizes.items()}
+    with pytest.raises(UserError, match=r"there is no cifar100.npz in .*: set LIMBECK_DATA"):
+        load_data(Block("cifar100"))
+    np.savez(root / "cifar100.npz", classes=[f"class {i}" for i in range(100)], **pictures, **labels)
+    data = load_data(Block("cifar100"))
+    assert (len(data.train), len(data.test), data.spec.classes, data.spec.shape) == (300, 200, 100, (3, 32, 32))
+    assert data.spec.class_names[99] == "class 99"
+
+
 def test_digits_are_scikit_learns_scaled_and_split_without_overlap():
     from sklearn.datasets import load_digits
 

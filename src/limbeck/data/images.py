@@ -22,6 +22,8 @@ from limbeck.paths import cache_root, data_root
 from limbeck.registry import TransformBlock, register
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR100_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 
 
 @register("data")
@@ -93,6 +95,25 @@ def cifar10(
     spec = _spec((3, 32, 32), _names(path), CIFAR_MEAN, CIFAR_STD, None)
     train, test = ((parts[f"x_{s}"], parts[f"y_{s}"].long()) for s in ("train", "test"))
     return _subsets(train, test, spec, train_size, test_size, val_size, augment, split_seed, "cifar10")
+
+
+@register("data")
+def cifar100(
+    *,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    val_size: int = 0,
+    augment: list[TransformBlock] | None = None,
+    split_seed: int = 0,
+) -> Data:
+    """CIFAR-100 in exact pixels, from ``cifar100.npz`` in LIMBECK_DATA; ``docs/recipes.md`` says how to make that file.
+
+    50,000 + 10,000 colour pictures, 32 x 32, with their 100 fine labels. The arguments are those of ``fashion_mnist``.
+    """
+    file = load_npz(data_file("cifar100.npz"))
+    spec = _spec((3, 32, 32), file["classes"].tolist(), CIFAR100_MEAN, CIFAR100_STD, None)
+    train, test = _pair(file["x_train"], file["y_train"]), _pair(file["x_test"], file["y_test"])
+    return _subsets(train, test, spec, train_size, test_size, val_size, augment, split_seed, "cifar100")
 
 
 @register("data")
