@@ -22,10 +22,11 @@ RECIPE = {"recipe", "--set", "--runs"}
 COMMANDS = {
     "run": {*RECIPE, "--seed", "--fresh", "--quiet", "--json"},
     "check": {*RECIPE, "--static", "--json"},
-    "compare": {"recipes", "--seeds", "--set", "--runs", "--json"},
+    "compare": {"recipes", "--methods", "--trials", "--seeds", "--set", "--runs", "--json"},
     "prove": {"recipes", "--record", "--stale", "--budget", "--runs", "--json"},
     "list": {"--family", "--kind", "--json"},
     "show": {"name", "--json"},
+    "show-features": {"model", "--shape", "--classes", "--all", "--json"},
     "report": {"run"},
     "export": {"model", "--format", "--output", "--trust-code"},
     "schema": set(),
@@ -49,7 +50,7 @@ ARGUMENTS = {
     "Data": "spec train test val extra",
 }
 METHOD = {
-    "needs", "couples_samples", "live", "same_view", "streams", "data_free", "truncated", "controls", "setup",
+    "needs", "couples_samples", "live", "same_view", "streams", "dial", "data_free", "truncated", "controls", "setup",
     "student", "teacher", "updates",
     "after_step", "count", "state_dict", "load_state_dict",
 }  # fmt: skip

@@ -228,7 +228,7 @@ def measure(
     loaded: dict[str, Any] = {}
     found = Measured({arm: {} for arm in arms}, machine(fabric))
     own = {arm: _with_metrics(arm_recipe(recipe, overrides), values) for arm, overrides in arms.items()}
-    contexts = {arm: _context(made, folder, fabric, loaded, quiet) for arm, made in own.items()}
+    contexts = {arm: arm_context(made, folder, fabric, loaded, quiet=quiet) for arm, made in own.items()}
     for arm, made in own.items():
         preflight(made, contexts[arm].data, fabric)
     for seed in seeds:
@@ -242,7 +242,8 @@ def measure(
     return found
 
 
-def _context(recipe: Recipe, folder: Path, fabric: Any, loaded: dict[str, Any], quiet: bool) -> Context:
+def arm_context(recipe: Recipe, folder: Path, fabric: Any, loaded: dict[str, Any], *, quiet: bool) -> Context:
+    """What an arm is trained in; ``loaded`` keeps the data that several arms share."""
     from limbeck.data import load_data
     from limbeck.run import Context
 

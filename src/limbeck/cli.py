@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     _add_prove(commands)
     _add_list(commands)
     _add_show(commands)
+    _add_show_features(commands)
     _add_report(commands)
     _add_export(commands)
     _add_schema(commands)
@@ -197,6 +198,8 @@ def _add_compare(commands: Any) -> None:
     p.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value in all of them")
     p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
+    p.add_argument("--methods", help="compare these methods (kd,dkd,...) on the one recipe, each tuned as hard")
+    p.add_argument("--trials", type=int, default=8, help="with --methods: trials for each (default 8)")
     p.add_argument("--json", action="store_true", help="print the rows, one JSON object a line")
     p.set_defaults(command=compare)
 
@@ -206,6 +209,8 @@ def compare(a: argparse.Namespace) -> int:
     from limbeck.gallery import recipe_file
 
     files = [recipe_file(r) for r in a.recipes]
+    if a.methods is not None:
+        return _compare_methods(a, files)
     from limbeck import claims
 
     comparison = claims.compare(files, seeds=a.seeds, overrides=a.set, runs=a.runs)
@@ -215,6 +220,24 @@ def compare(a: argparse.Namespace) -> int:
     else:
         print(comparison.table())
         print(f"Page: {comparison.page}")
+    return OK
+
+
+def _compare_methods(a: argparse.Namespace, files: Sequence[Path]) -> int:
+    if len(files) != 1:
+        raise UserError("--methods compares methods on one recipe; name a single one")
+    from limbeck import tuning
+    from limbeck.recipe import load_recipe
+
+    recipe = load_recipe(files[0], overrides=a.set)
+    names = [name.strip() for name in a.methods.split(",") if name.strip()]
+    ranking = tuning.compare_methods(recipe, names, trials=a.trials, seeds=a.seeds, runs=a.runs)
+    if a.json:
+        for row in ranking.rows:
+            _print_json({**row, "tuned": ranking.tuned[row["name"]].chosen})
+    else:
+        _table(ranking.table())
+        print(f"Page: {ranking.page}")
     return OK
 
 
@@ -284,6 +307,34 @@ def show(a: argparse.Namespace) -> int:
         _print_json(facts)
     else:
         print(gallery.text(facts))
+    return OK
+
+
+def _add_show_features(commands: Any) -> None:
+    p = commands.add_parser("show-features", help="the features of a model that methods can compare, by module path")
+    p.add_argument("model", help="a recipe, the folder of a model, or a model's name")
+    p.add_argument("--shape", default="3,32,32", help="of an input, where no recipe or folder says (default 3,32,32)")
+    p.add_argument("--classes", type=int, default=10, help="likewise (default 10)")
+    p.add_argument("--all", action="store_true", help="single layers as well")
+    p.add_argument("--json", action="store_true", help="print one JSON object a line")
+    p.set_defaults(command=show_features)
+
+
+def show_features(a: argparse.Namespace) -> int:
+    """``limbeck show-features``."""
+    try:
+        shape = [int(n) for n in a.shape.split(",")]
+    except ValueError as error:
+        raise UserError(f"--shape is whole numbers like 3,32,32, not {a.shape}") from error
+    from limbeck import looking
+
+    for role, rows in looking.features(a.model, shape=shape, classes=a.classes, leaves=a.all).items():
+        if a.json:
+            for row in rows:
+                _print_json({"role": role, **row})
+        else:
+            print(f"{role}:")
+            _table(looking.table(rows))
     return OK
 
 

@@ -144,6 +144,8 @@ class Method:
     """True when a step looks inside the teacher, so that stored outputs cannot stand for it."""
     same_view: ClassVar[bool] = True
     """False when teacher and student are meant to see unlike inputs, as two noise levels of one sample."""
+    dial: ClassVar[str | None] = None
+    """The argument that matters most, which ``limbeck compare --methods`` tunes; by default the first positive float."""
     streams: ClassVar[bool] = False
     """True when the method can learn from several named streams of data; its batch is then a map of batches."""
     controls: ClassVar[Mapping[str, dict[str, Any]]] = {"alone": {"method": {"name": "supervised"}, "teacher": None}}

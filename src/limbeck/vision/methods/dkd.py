@@ -26,6 +26,7 @@ class DKD(Method):
     """
 
     needs = {"teacher": {"logits"}}
+    dial = "beta"
 
     def __init__(
         self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: float = 20.0

@@ -1,0 +1,278 @@
+"""Methods side by side on a user's own recipe, each tuned as hard as the others, then judged on seeds of their own.
+
+Every method gets the same number of trials. A trial chooses the method's main dial and the learning rate (Optuna), and
+is trained for a quarter, a half and the whole of the recipe's length, as long as it stays among the better ones
+(successive halving). Trials are judged on the validation split; the winner of each method is then trained anew with
+other seeds and judged on the test split.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from limbeck.arms import arm_recipe
+from limbeck.claims import arm_context, measure
+from limbeck.engine.progress import say
+from limbeck.errors import UserError, needs_extra
+from limbeck.recipe import Recipe, load_recipe
+from limbeck.registry import Param, Part, find
+
+RUNGS = (0.25, 0.5, 1.0)
+"""Shares of the recipe's length that a trial is trained for, one after the other."""
+ALONE = "alone"
+WIDE, NARROW = 10.0, 4.0
+"""By how much a weight, and a temperature or a learning rate, may go up and down from where it starts."""
+TUNING_SEED = 1000
+"""Added to the recipe's seed for trials, so that no method is judged on the seed that it was tuned on."""
+
+
+@dataclass
+class Tuned:
+    """The best trial of a method.
+
+    Attributes:
+        method: its name; ``alone`` is the student without a teacher.
+        overrides: of the recipe.
+        chosen: the dials' values by name.
+        value: the validation score that chose it.
+        trials: how many were made, those that ended early included.
+    """
+
+    method: str
+    overrides: dict[str, Any]
+    chosen: dict[str, float]
+    value: float
+    trials: int
+
+
+@dataclass
+class Ranking:
+    """Tuned methods in order of their score on the test split."""
+
+    metric: str
+    higher: bool
+    tuned: dict[str, Tuned]
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    page: Path | None = None
+
+    def order(self) -> list[str]:
+        """Methods, best first."""
+        means = {m: statistics.fmean(v) for m, v in self.scores.items()}
+        return sorted(means, key=lambda m: means[m], reverse=self.higher)
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Rank with its range, mean with 95 % interval, and the values of the dials."""
+        lines: list[tuple[str, ...]] = [("rank", "method", self.metric, "95 %", "tuned to")]
+        for method in self.order():
+            values = self.scores[method]
+            mean, half = statistics.fmean(values), interval(values)
+            first, last = self.ranks(method)
+            tuned = ", ".join(f"{k}={v:.3g}" for k, v in self.tuned[method].chosen.items())
+            rank = f"{first}" if first == last else f"{first}-{last}"
+            lines.append((rank, method, f"{mean:.4g}", f"+-{half:.2g}", tuned))
+        return lines
+
+    def ranks(self, method: str) -> tuple[int, int]:
+        """Best and worst rank that the intervals allow."""
+        low, high = _bounds(self.scores[method])
+        others = [_bounds(v) for m, v in self.scores.items() if m != method]
+        if not self.higher:
+            low, high = -high, -low
+            others = [(-b, -a) for a, b in others]
+        return 1 + sum(a > high for a, _ in others), 1 + sum(b >= low for _, b in others)
+
+
+def compare_methods(
+    recipe: Recipe | str | Path,
+    methods: Sequence[str],
+    *,
+    trials: int = 8,
+    seeds: int = 5,
+    runs: str | Path = "runs",
+    quiet: bool = False,
+) -> Ranking:
+    """Tune every method, and the student alone, with the same budget; then judge the winners.
+
+    Args:
+        recipe: data, teacher, student and training; its own method is one among others, if it is named.
+        methods: names of methods.
+        trials: for each method.
+        seeds: for the final comparison.
+        runs: folder for what is trained, and for the page.
+        quiet: no progress.
+
+    Raises:
+        UserError: no validation split to tune on, or a method that the recipe cannot run.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    named = list(dict.fromkeys(methods))
+    if not named or trials < 1 or seeds < 2:
+        raise UserError("comparing methods takes at least one method, one trial and two seeds")
+    starts = {method: _start(recipe, method) for method in [*named, ALONE]}
+    folder = Path(runs)
+    tuned = {m: _tune(recipe, m, overrides, trials, folder, quiet) for m, overrides in starts.items()}
+    chosen = list(range(recipe.seed, recipe.seed + seeds))
+    table = measure(recipe, {m: t.overrides for m, t in tuned.items()}, chosen, folder, quiet=quiet).table
+    metric, higher = _main_metric(table[named[0]])
+    ranking = Ranking(metric, higher, tuned, {m: values[metric] for m, values in table.items()})
+    ranking.rows = [
+        {"name": m, "seed": s, "metrics": {k: v[i] for k, v in metrics.items()}, "labels": {}}
+        for m, metrics in table.items()
+        for i, s in enumerate(chosen)
+    ]
+    from limbeck.report.compare import write_comparison
+
+    ranking.page = folder / f"methods-{recipe.slug}-{recipe.fingerprint()[:8]}.html"
+    write_comparison(ranking.rows, ranking.page)
+    return ranking
+
+
+def _start(recipe: Recipe, method: str) -> dict[str, Any]:
+    """The arm of a method before it is tuned: the recipe's own arguments where it is the recipe's method."""
+    if method == ALONE:
+        return {"method": {"name": "supervised"}, "teacher": None, "teachers": None}
+    return {} if method == recipe.method.name else {"method": {"name": method}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tuning one method
+
+
+def dial_of(part: Part) -> Param | None:
+    """The argument that matters most: the class attribute ``dial``, else the first positive number that is a float."""
+    named = part.facts.get("dial")
+    if named is not None:
+        return part.param(named)
+    return next((p for p in part.params if p.source == "float" and not p.required and p.default > 0), None)
+
+
+def _tune(recipe: Recipe, method: str, overrides: Mapping[str, Any], trials: int, runs: Path, quiet: bool) -> Tuned:
+    try:
+        import optuna
+    except ImportError as error:
+        raise needs_extra("optuna", "search") from error
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    own = arm_recipe(recipe, overrides)
+    ranges = dict(_ranges(own))
+    trained = _trainer(recipe, method, runs)
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = {name: trial.suggest_float(name, low, high, log=True) for name, (_, low, high) in ranges.items()}
+        value = -math.inf
+        for rung, share in enumerate(RUNGS):
+            value = trained(_with(overrides, chosen, method), share)
+            trial.report(value, rung)
+            if rung < len(RUNGS) - 1 and trial.should_prune():
+                raise optuna.TrialPruned
+        return value
+
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=recipe.seed, n_startup_trials=min(5, trials)),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    )
+    study.enqueue_trial({name: start for name, (start, _, _) in ranges.items()})
+    study.optimize(objective, n_trials=trials)
+    best = study.best_trial
+    if not quiet:
+        says = ", ".join(f"{k} {v:.3g}" for k, v in best.params.items())
+        say(f"{method}: {trials} trials, best {says or 'as it is'} (validation {best.value:.4g})")
+    return Tuned(method, _with(overrides, best.params, method), dict(best.params), float(best.value or 0.0), trials)
+
+
+def _ranges(recipe: Recipe) -> list[tuple[str, tuple[float, float, float]]]:
+    """Start, lowest and highest value of the learning rate and of the method's dial."""
+    found = []
+    rate = recipe.train.optimizer.args.get("lr", _default("optimizer", recipe.train.optimizer.name, "lr"))
+    if isinstance(rate, int | float) and rate > 0:
+        found.append(("lr", (float(rate), rate / NARROW, rate * NARROW)))
+    dial = dial_of(find("method", recipe.method.name))
+    if dial is not None:
+        value = recipe.method.args.get(dial.name, dial.default)
+        factor = NARROW if "temperature" in dial.name else WIDE
+        if isinstance(value, int | float) and value > 0:
+            found.append((dial.name, (float(value), value / factor, value * factor)))
+    return found
+
+
+def _default(kind: str, name: str, argument: str) -> Any:
+    param = find(kind, name).param(argument)
+    return param.default if param is not None else None
+
+
+def _with(overrides: Mapping[str, Any], chosen: Mapping[str, float], method: str) -> dict[str, Any]:
+    """The arm with the dials set."""
+    whole = dict(overrides)
+    dials = {k: v for k, v in chosen.items() if k != "lr"}
+    if dials:
+        whole["method"] = {**whole.get("method", {}), **dials}
+    if "lr" in chosen:
+        whole["train"] = {"optimizer": {"lr": chosen["lr"]}}
+    return whole
+
+
+def _trainer(recipe: Recipe, method: str, runs: Path) -> Callable[[Mapping[str, Any], float], float]:
+    """A function that trains an arm for a share of the recipe's length and gives its score on the validation split."""
+    from limbeck.engine.devices import launch
+    from limbeck.run import placement_of
+    from limbeck.stages.cache import cache
+    from limbeck.stages.teacher import teacher
+    from limbeck.stages.train import add_arm
+
+    fabric, loaded = launch(placement_of(recipe)), dict[str, Any]()
+
+    def train(overrides: Mapping[str, Any], share: float) -> float:
+        made = _shortened(arm_recipe(recipe, overrides), share)
+        context = arm_context(made, runs / "proofs", fabric, loaded, quiet=True)
+        if next(iter(context.data.values())).val is None:
+            raise UserError("tuning needs a validation split, or the test split would choose: give data.val_size")
+        context.seed = recipe.seed + TUNING_SEED
+        teacher(context)
+        cache(context)
+        last = add_arm(context, method, "student", f"{method}, {share:.0%}", {}).numbers["last"]
+        # Of trials that are right equally often, as small validation splits make many, the surer one.
+        return last.get("val/accuracy", 0.0) - 1e-3 * last["val/nll"]
+
+    return train
+
+
+def _shortened(recipe: Recipe, share: float) -> Recipe:
+    t = recipe.train
+    if t.steps is not None:
+        return recipe.with_overrides({"train": {"steps": max(round(t.steps * share), 1)}})
+    return recipe.with_overrides({"train": {"epochs": max((t.epochs or 20) * share, 1)}})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Uncertainty
+
+STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""97.5 % quantiles of Student's t by degrees of freedom; 1.96 and a little beyond these."""
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of a mean of several seeds."""
+    n = len(values)
+    quantile = STUDENT_T.get(n - 1, 1.96 + 2.4 / max(n - 1, 1))
+    return quantile * statistics.stdev(values) / math.sqrt(n)
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    mean, half = statistics.fmean(values), interval(values)
+    return mean - half, mean + half
+
+
+def _main_metric(metrics: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
+    from limbeck.report import labels
+
+    found = labels.main_metric(metrics, "classification")
+    if found is None:
+        raise UserError("the recipe evaluates nothing that methods could be ranked by: give it evaluate: [accuracy]")
+    return found.key, found.better != "lower"
