@@ -31,6 +31,7 @@ COMMANDS = {
     "export": {"model", "--format", "--output", "--trust-code"},
     "schema": set(),
     "init": {"path", "--method"},
+    "import-torchdistill": {"config", "--output"},
 }
 ARGUMENTS = {
     "distill": "student teacher teachers data method epochs steps batch_size lr train evaluate controls title seed "

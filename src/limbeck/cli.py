@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_schema(commands)
     _add_init(commands)
+    _add_import_torchdistill(commands)
     return top
 
 
@@ -404,6 +405,31 @@ def init(a: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     print(path)
+    return OK
+
+
+def _add_import_torchdistill(commands: Any) -> None:
+    p = commands.add_parser("import-torchdistill", help="turn a configuration of torchdistill into a recipe")
+    p.add_argument("config", help="its YAML file")
+    p.add_argument("--output", help="the recipe to write (default: standard output)")
+    p.set_defaults(command=import_torchdistill)
+
+
+def import_torchdistill(a: argparse.Namespace) -> int:
+    """``limbeck import-torchdistill``."""
+    from limbeck import importing
+
+    made = importing.import_torchdistill(a.config)
+    if a.output is None:
+        print(made.text())
+    else:
+        target = Path(a.output)
+        if target.exists():
+            raise UserError(f"{target} exists already: name another file")
+        target.write_text(made.text(), encoding="utf8")
+        print(target)
+    for line in made.left:
+        print(f"not carried over: {line}", file=sys.stderr)
     return OK
 
 
