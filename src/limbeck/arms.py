@@ -90,7 +90,7 @@ def arm_key(recipe: Recipe, data: Mapping[str, Data], teachers: Mapping[str, Tea
         "teachers": {name: t.hash for name, t in teachers.items()},
         "files": [file_state(path) for path in start_files(recipe)],
         "code": code_of(recipe.tree, recipe.method.name),
-        "toolkit": toolkit_hash(find("method", recipe.method.name).family),
+        "toolkit": toolkit_hash(find("method", recipe.method.name).module),
         "seed": seed,
         "version": __version__,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -14,6 +15,8 @@ from typing import Any
 from limbeck.recipe.recipe import DESCRIPTIVE
 from limbeck.registry import _LIVE, ROOT, Part, find
 
+SHARED = ("limbeck.losses", "limbeck.truncated")
+"""What methods of every family stand on."""
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """How a recipe names a user's own object: ``package.module:object``."""
 
@@ -45,11 +48,30 @@ def code_of(tree: Mapping[str, Any], method: str) -> dict[str, str]:
 
 
 @functools.cache
-def toolkit_hash(family: str) -> str:
-    """Hash of what a family's methods stand on beside their own files: its toolkit and the shared losses."""
-    root = ROOT / family
-    files = sorted(f for f in root.rglob("*.py") if f.parent.name != "methods") if root.is_dir() else []
-    return _digest(b"".join(f.read_bytes() for f in [ROOT / "losses.py", *files]))
+def toolkit_hash(module: str) -> str:
+    """Hash of what a method's module stands on: the files of its family, and shared losses, that it imports."""
+    found: dict[str, Path] = {}
+    _gather(module, module.split(".")[:2], found)
+    return _digest(b"".join(found[name].read_bytes() for name in sorted(found)))
+
+
+def _gather(module: str, family: list[str], found: dict[str, Path]) -> None:
+    """Add the files that a module of the package imports to ``found``, as far as they belong to its family."""
+    file = _file_of(module)
+    for node in ast.walk(ast.parse(file.read_bytes())) if file else ():
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names)):
+            path = _file_of(name) if name in SHARED or name.split(".")[:2] == family else None
+            if path is not None and name not in found:
+                found[name] = path
+                _gather(name, family, found)
+
+
+def _file_of(module: str) -> Path | None:
+    """The source of a module of this package; None for anything else."""
+    place = ROOT.parent.joinpath(*module.split("."))
+    return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
 
 
 def object_code(target: Any) -> bytes:
