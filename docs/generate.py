@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -142,6 +143,45 @@ def evidence() -> str:
     return "\n\n".join([table(head, rows), *(_record(r) for r in records)])
 
 
+def choosing() -> str:
+    """Every classifier method that was measured: what it asks, and what it gained over labels and soft targets."""
+    rows = []
+    for path in sorted(ROOT.glob("evidence/vision/*.json")):
+        record = json.loads(path.read_text(encoding="utf8"))
+        own = record["arms"].get(record["slug"])
+        if own is None or "accuracy" not in own:
+            continue
+        arms = {name: arm["accuracy"] for name, arm in record["arms"].items() if "accuracy" in arm}
+        alone = max((a for n, a in arms.items() if n.startswith("alone")), key=lambda a: a["mean"], default=None)
+        gain = own["accuracy"]["mean"] - alone["mean"] if alone else 0.0
+        part = registry.find("method", record["method"])
+        kd = None if record["slug"] == "kd" else arms.get("kd")
+        state = f"[{'holds' if record['holds'] else 'does not hold'}](evidence.md#{_anchor(record)})"
+        cells = [f"`{record['slug']}`", _asks(part), _gain(own["accuracy"], alone), _gain(own["accuracy"], kd), state]
+        rows.append((gain, cells))
+    rows.sort(key=lambda row: -row[0])
+    return table(
+        ["Method", "Asks of the teacher", "Over labels alone", "Over `kd`", "Claim"], [cells for _, cells in rows]
+    )
+
+
+def _asks(part: registry.Part) -> str:
+    """What a method needs to reach of its teacher."""
+    needs = part.facts.get("needs", {})
+    if not needs:
+        return "no teacher"
+    several = "several teachers' " if "*" in needs else ""
+    return several + ("features" if part.facts.get("live") else "logits")
+
+
+def _gain(own: dict[str, Any], other: dict[str, Any] | None) -> str:
+    """Difference of means in points, with its standard error."""
+    if other is None:
+        return ""
+    error = math.sqrt(sum(a["std"] ** 2 / len(a["values"]) for a in (own, other)))
+    return f"{100 * (own['mean'] - other['mean']):+.1f} ± {100 * error:.1f}"
+
+
 def _anchor(record: dict[str, Any]) -> str:
     return f"{record['family']}-{record['slug']}"
 
@@ -265,7 +305,9 @@ def code(value: Any) -> str:
     return f"`{text}`" if text else '`""`'
 
 
-GENERATED: dict[str, Callable[[], str]] = {f.__name__: f for f in (families, methods, keys, kinds, evidence, commands)}
+GENERATED: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (families, methods, keys, kinds, evidence, choosing, commands)
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ def _recipe_rows() -> list[dict[str, Any]]:
 
 
 def _recipe_row(root: Path, path: Path) -> dict[str, Any] | None:
-    """The row of a file, or None when it is no recipe of this library."""
+    """The row of a file, or None when it is no recipe of this library, or only there to be extended."""
+    if path.parent.name == "benches":
+        return None
     tree = _shallow(path)
     method = tree.get("method")
     name = method.get("name") if isinstance(method, dict) else method
@@ -116,6 +118,13 @@ def _shallow(path: Path, depth: int = 8) -> dict[str, Any]:
     for base in bases:
         under |= _shallow(path.parent / str(base), depth - 1)
     return {**under, **tree}
+
+
+def _row_of(slug: str) -> dict[str, Any] | None:
+    """The row of the recipe of that name; None where there is none."""
+    file = _named_files().get(slug)
+    roots = [root for root in recipes_roots() if file is not None and file.is_relative_to(root)]
+    return _recipe_row(roots[0], file) if file is not None and roots else None
 
 
 def _bare_method_rows() -> list[dict[str, Any]]:
@@ -162,7 +171,7 @@ def describe(name: str) -> dict[str, Any]:
         part = registry.find(kind, own)
     except registry.UnknownNameError as error:
         raise UserError(str(error)) from error
-    row = next((r for r in rows() if r["slug"] == part.name), None) if kind == "method" else None
+    row = _row_of(part.name) if kind == "method" else None
     return {
         "kind": kind,
         "name": part.name,

@@ -116,7 +116,7 @@ def import_torchdistill(path: str | Path) -> Imported:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
+        tree = _Loader(path.read_text(encoding="utf8")).get_single_data()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -524,7 +524,7 @@ def _signature_of(target: Any, signature: inspect.Signature) -> list[inspect.Par
         base = above.pop(0)
         if "__init__" in vars(base):
             del found[rest.name]
-            found = {**{k: p for k, p in inspect.signature(base).parameters.items() if k not in found}, **found}
+            found |= {k: p for k, p in inspect.signature(base).parameters.items() if k not in found}
     return list(found.values())
 
 

@@ -112,7 +112,12 @@ def arguments(doc: str) -> dict[str, str]:
             found |= dict.fromkeys(names, start[2])
         else:
             found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    return {name: re.split(r"(?<=[a-z0-9)])[.;] ", text)[0].rstrip(".") for name, text in found.items()}
+    return {name: _brief(re.split(r"(?<=[a-z0-9)])[.;] ", text)[0].rstrip(".")) for name, text in found.items()}
+
+
+def _brief(text: str) -> str:
+    """The text without what stands in brackets, where it would make a line too long."""
+    return re.sub(r" \([^)]*\)", "", text) if len(text) > 120 else text
 
 
 def _simple(value: Any) -> bool:

@@ -9,7 +9,8 @@ import torch
 
 from toolkit.benches import Run, bench_of, ingredients_of, methods, trained
 
-SERVED = [m for m in methods() if bench_of(m).needs_logits]
+SERVED = [m for m in methods() if bench_of(m).needs_logits and len(bench_of(m).recipe.data) == 1]
+"""A cache is of one stream of data."""
 
 
 def apart(one: Run, other: Run) -> float:

@@ -134,7 +134,7 @@ def test_every_term_is_logged_with_value_weight_and_share(bench: Bench, whole: C
 
 
 def test_the_teacher_sees_the_very_input_that_a_learner_sees(bench: Bench, tmp_path: Path) -> None:
-    seen: dict[str, set[str]] = {"teacher": set(), "learner": set(), "batch": set()}
+    seen: dict[str, set[str]] = {"teacher": set(), "learner": set(), "batch": set(), "student": set()}
     checked = []
 
     def watch(loop: Loop) -> None:
@@ -142,6 +142,7 @@ def test_the_teacher_sees_the_very_input_that_a_learner_sees(bench: Bench, tmp_p
             _spy(teacher.module, seen["teacher"])
         for learner in loop.learners.values():
             _spy(learner.plain, seen["learner"])
+        loop.learners["student"].plain.register_forward_pre_hook(lambda *_: seen["student"].add("ran"))
         updates, after = loop.method.updates, loop.method.after_step
 
         def spied(batch: Any, clock: Any) -> Any:
@@ -162,7 +163,9 @@ def test_the_teacher_sees_the_very_input_that_a_learner_sees(bench: Bench, tmp_p
     if not getattr(bench.method, "same_view", True):
         return
     for step in checked:
-        assert step["teacher"] <= step["learner"], "the teacher saw what no learner saw"
+        # Where the student does not run (an autoencoder of the teacher's features learns alone) there is the batch.
+        shown_to = step["learner"] if step["student"] else step["learner"] | step["batch"]
+        assert step["teacher"] <= shown_to, "the teacher saw what no learner saw"
     shown = [min(step["batch"]) for step in checked if step["batch"]]
     assert len(set(shown)) == len(shown), "the test says nothing: the steps do not differ"
 

@@ -145,7 +145,7 @@ class Method:
     same_view: ClassVar[bool] = True
     """False when teacher and student are meant to see unlike inputs, as two noise levels of one sample."""
     dial: ClassVar[str | None] = None
-    """The argument that matters most, which ``limbeck compare --methods`` tunes; by default the first positive float."""
+    """The argument that ``limbeck compare --methods`` tunes; by default the first positive float."""
     streams: ClassVar[bool] = False
     """True when the method can learn from several named streams of data; its batch is then a map of batches."""
     controls: ClassVar[Mapping[str, dict[str, Any]]] = {"alone": {"method": {"name": "supervised"}, "teacher": None}}

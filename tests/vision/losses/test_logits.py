@@ -10,6 +10,16 @@ import torch
 from limbeck.losses import cross_entropy, js, kl, label_loss, soft_kl, taught
 from limbeck.truncated import topk_of
 from limbeck.vision.losses import binary_log_probs, dkd, nckd, tckd
+from limbeck.vision.losses.logits import (
+    balanced_kl,
+    dist_inter,
+    dist_intra,
+    nkd,
+    soft_cross_entropy,
+    standardized,
+    standardized_kl,
+    tempered_kl,
+)
 
 G = torch.Generator().manual_seed(0)
 STUDENT = torch.randn(5, 7, generator=G, dtype=torch.float64)
@@ -128,3 +138,130 @@ def test_token_labels_are_shifted_once_and_masked() -> None:
     total = sum(-torch.log_softmax(logits[b, t], 0)[y] for b, t, y in expected)
     assert int(term.count) == 3 and torch.allclose(term.sum, total)
     assert cross_entropy(logits, labels)[0, 2] == 0
+
+
+# -- normalised distillation -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gamma", "temperature"), [(1.5, 1.0), (0.5, 3.0)])
+def test_nkd_is_its_definition(gamma: float, temperature: float) -> None:
+    got = nkd(STUDENT, TEACHER, LABELS, gamma=gamma, temperature=temperature)
+    for i, y in enumerate(LABELS.tolist()):
+        target = -softmax(TEACHER[i].tolist(), 1.0)[y] * math.log(softmax(STUDENT[i].tolist(), 1.0)[y])
+        s, t = softmax(STUDENT[i].tolist(), temperature), softmax(TEACHER[i].tolist(), temperature)
+        others = [(t[k] / (1 - t[y]), s[k] / (1 - s[y])) for k in range(7) if k != y]
+        expected = target - gamma * temperature**2 * sum(a * math.log(b) for a, b in others)
+        assert got[i].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_nkd_pulls_the_other_classes_as_nckd_does() -> None:
+    """Cross-entropy and divergence differ by the teacher's entropy alone."""
+    gradients = []
+    for function in (lambda s: nkd(s, TEACHER, LABELS, gamma=1.0) - nkd(s, TEACHER, LABELS, gamma=0.0), None):
+        s = STUDENT.clone().requires_grad_()
+        (function(s) if function else nckd(s, TEACHER, LABELS, 1.0)).sum().backward()
+        gradients.append(s.grad)
+    torch.testing.assert_close(*gradients)
+
+
+# -- correlations ------------------------------------------------------------------------------------------------------
+
+
+def pearson(a: list[float], b: list[float]) -> float:
+    x, y = ([v - sum(values) / len(values) for v in values] for values in (a, b))
+    return sum(p * q for p, q in zip(x, y, strict=True)) / math.sqrt(sum(p * p for p in x) * sum(q * q for q in y))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_relations_are_their_definitions(temperature: float) -> None:
+    s, t = ([softmax(row, temperature) for row in z.tolist()] for z in (STUDENT, TEACHER))
+    inter = dist_inter(STUDENT, TEACHER, temperature=temperature)
+    for i in range(5):
+        assert inter[i].item() == pytest.approx(temperature**2 * (1 - pearson(s[i], t[i])), rel=1e-9)
+    columns = [1 - pearson([row[k] for row in s], [row[k] for row in t]) for k in range(7)]
+    intra = dist_intra(STUDENT, TEACHER, temperature=temperature).mean().item()
+    assert intra == pytest.approx(temperature**2 * sum(columns) / 7, rel=1e-9)
+
+
+def test_dist_asks_for_no_more_than_a_linear_relation() -> None:
+    """Probabilities that are a mixture with the uniform ones correlate perfectly, though they diverge."""
+    p = torch.softmax(TEACHER, 1)
+    mixed = (0.3 * p + 0.7 / 7).log()
+    for loss in (dist_inter, dist_intra):
+        assert abs(loss(mixed, TEACHER, temperature=1.0).mean()) < 1e-9 < soft_kl(mixed, TEACHER).mean()
+
+
+def test_correlations_of_what_does_not_vary_are_zero_with_finite_gradients() -> None:
+    for loss, shape in ((dist_inter, (3, 4)), (dist_intra, (3, 4)), (dist_intra, (1, 4))):
+        flat = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        value = loss(flat, torch.randn(shape, generator=G, dtype=torch.float64))
+        value.sum().backward()
+        torch.testing.assert_close(value, torch.full((shape[0],), 16.0).double())
+        assert flat.grad.isfinite().all()
+
+
+# -- standardised logits -----------------------------------------------------------------------------------------------
+
+
+def z_score(row: list[float]) -> list[float]:
+    mean = sum(row) / len(row)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in row) / len(row))
+    return [(v - mean) / deviation for v in row]
+
+
+def test_the_standardised_divergence_is_its_definition() -> None:
+    got = standardized_kl(STUDENT, TEACHER, temperature=2.5)
+    for i in range(5):
+        s, t = (softmax(z_score(z[i].tolist()), 2.5) for z in (STUDENT, TEACHER))
+        assert got[i].item() == pytest.approx(2.5**2 * brute_kl(t, s), rel=1e-9)
+
+
+def test_the_range_of_the_logits_does_not_matter_to_it() -> None:
+    moved = 5 * TEACHER + 3
+    torch.testing.assert_close(standardized_kl(moved, TEACHER), torch.zeros(5).double(), atol=1e-9, rtol=0)
+    flat = torch.ones(2, 4, requires_grad=True)
+    standardized(flat).square().sum().backward()
+    assert (standardized(flat) == 0).all() and flat.grad.isfinite().all()
+
+
+# -- temperatures, soft labels, balanced divergences -------------------------------------------------------------------
+
+
+def test_every_sample_may_have_a_temperature_and_gets_its_gradient() -> None:
+    t = torch.tensor([1.0, 2.0, 4.0, 8.0, 20.0], dtype=torch.float64, requires_grad=True)
+    got = tempered_kl(STUDENT, TEACHER, t)
+    wanted = [soft_kl(STUDENT[i : i + 1], TEACHER[i : i + 1], temperature=t[i].item()) for i in range(5)]
+    torch.testing.assert_close(got, torch.cat(wanted))
+    assert torch.autograd.gradcheck(lambda x: tempered_kl(STUDENT, TEACHER, x), (t,))
+    with pytest.raises(ValueError, match="one temperature for each row"):
+        tempered_kl(STUDENT, TEACHER, t[:1])
+
+
+def test_soft_cross_entropy_is_its_definition() -> None:
+    q = torch.softmax(TEACHER, 1)
+    got = soft_cross_entropy(STUDENT, q)
+    for i in range(5):
+        p = softmax(STUDENT[i].tolist(), 1.0)
+        assert got[i].item() == pytest.approx(-sum(a * math.log(b) for a, b in zip(q[i].tolist(), p, strict=True)))
+    hard = torch.nn.functional.one_hot(LABELS, 7).double()
+    torch.testing.assert_close(soft_cross_entropy(STUDENT, hard), cross_entropy(STUDENT, LABELS))
+
+
+def test_divergences_are_balanced_by_who_is_surer() -> None:
+    balance, temperature = 3.0, 1.5
+    student = torch.cat([STUDENT[:3], 6 * STUDENT[3:]])
+    got, sides = balanced_kl(student, TEACHER, balance=balance, temperature=temperature), set()
+    for i in range(5):
+        s, t = softmax(student[i].tolist(), temperature), softmax(TEACHER[i].tolist(), temperature)
+        h_s, h_t = (-sum(v * math.log(v) for v in p) for p in (s, t))
+        u, v = (balance, 1.0) if h_t - h_s > 0 else (1.0, balance)
+        sides.add(u > v)
+        expected = temperature**2 * (u * brute_kl(t, s) + v * brute_kl(s, t))
+        assert got[i].item() == pytest.approx(expected, rel=1e-9)
+    assert sides == {True, False}, "the test shows one side alone"
+
+
+@pytest.mark.parametrize("loss", [dist_inter, dist_intra, standardized_kl, balanced_kl, soft_cross_entropy])
+def test_one_row_is_not_broadcast_over_many(loss) -> None:
+    with pytest.raises(ValueError, match="same shape"):
+        loss(STUDENT, TEACHER[:1])

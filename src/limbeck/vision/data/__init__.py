@@ -1,0 +1,1 @@
+"""Data that the recipes for classifiers use beside those of every family."""

@@ -1,0 +1,1 @@
+"""Metrics of classifiers beside those of every family."""
