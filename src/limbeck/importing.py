@@ -359,8 +359,7 @@ def _kwargs(entry: Entry) -> Entry:
 
 def _path(options: Entry, key: str) -> str | None:
     """A module path; the whole model is no path here."""
-    for suffix in ("_io",):
-        options.take(key.replace("_path", suffix))
+    options.take(key.replace("_path", "_io"))
     found = options.take(key)
     return None if found in (None, ".") else str(found)
 

@@ -232,7 +232,9 @@ def tempered_kl(student_logits: Tensor, teacher_logits: Tensor, temperatures: Te
 
 
 def soft_cross_entropy(student_logits: Tensor, probabilities: Tensor) -> Tensor:
-    """``-sum_k q_k log p_k`` against given probabilities q, [B, K] -> [B].
+    """``-sum_k q_k log p_k`` against given probabilities q, [..., K] twice -> [...].
+
+    The probabilities are neither softened nor normalised here.
 
     Raises:
         ValueError: the shapes differ.

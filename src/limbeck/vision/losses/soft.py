@@ -7,23 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from limbeck.losses import kl, log_softmax, same_rows, same_shape, wide
+from limbeck.losses import kl, log_softmax, same_rows, same_shape
+from limbeck.vision.losses.logits import soft_cross_entropy
 
 __all__ = ["mean_probabilities", "soft_cross_entropy", "subclass_kl"]
-
-
-def soft_cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
-    """``- sum_k q_k log softmax(s)_k`` against given probabilities, [..., K] twice -> [...].
-
-    Args:
-        student_logits: [..., K].
-        targets: probabilities [..., K]; not softened or normalised here.
-
-    Raises:
-        UserError: (a ValueError) the shapes differ.
-    """
-    same_shape(student_logits=student_logits, targets=targets)
-    return -(wide(targets) * log_softmax(student_logits)).sum(-1)
 
 
 def mean_probabilities(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
