@@ -176,8 +176,7 @@ def start_student(recipe: Recipe, ingredients: Ingredients, seed: int) -> Stored
 def make_method(block: Block) -> tuple[Method, dict[str, Schedule]]:
     """The method with its scalars at their first values, and the schedules that move them."""
     schedules: dict[str, Schedule] = {}
-    args = {k: _unschedule(v, k, find("method", block.name).param(k), schedules) for k, v in block.args.items()}
-    return build("method", Block(block.name, args)), schedules
+    return build("method", _unschedule_method(block, "", schedules)), schedules
 
 
 def _unschedule(value: Any, path: str, param: Any, schedules: dict[str, Schedule]) -> Any:
@@ -191,13 +190,13 @@ def _unschedule(value: Any, path: str, param: Any, schedules: dict[str, Schedule
 
 
 def _unschedule_method(value: Any, path: str, schedules: dict[str, Schedule]) -> Any:
-    """A method inside a mixture: its arguments are its attributes."""
+    """A method, or one inside a mixture (at ``path``): its arguments are its attributes."""
     if not isinstance(value, Block):
         return value
     part = find("method", value.name)
-    return Block(
-        value.name, {k: _unschedule(v, f"{path}.{k}", part.param(k), schedules) for k, v in value.args.items()}
-    )
+    within = f"{path}." if path else ""
+    args = {k: _unschedule(v, f"{within}{k}", part.param(k), schedules) for k, v in value.args.items()}
+    return Block(value.name, args)
 
 
 def _unschedule_loss(value: Any, path: str, schedules: dict[str, Schedule]) -> Any:

@@ -24,8 +24,8 @@ class DataSpec:
     Attributes:
         task: what is predicted; decides the default metrics. The label of a segmentation is a class for every pixel,
             [H, W]; detection has ``boxes`` and ``box_labels`` in place of labels.
-        shape: of one input, channels first, without the batch ([C, H, W], [C, T] for
-            signals, [F], or [T] for tokens).
+        shape: of one input, channels first, without the batch ([C, H, W], [C, T] for signals, [F], or
+            [T] for tokens).
         classes: number of classes, if labelled.
         class_names: a name for each class.
         vocab_size: size of the vocabulary, for tokens.

@@ -99,6 +99,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return {k: to_device(v, device) for k, v in batch.items()} if isinstance(batch, dict) else batch
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are; the CPU for one without any."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard a module over the data-parallel mesh with FSDP2: each repeated block on its own, then the rest."""
     from torch.distributed.fsdp import fully_shard

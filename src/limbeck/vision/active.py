@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from limbeck.engine.devices import to_device
 from limbeck.engine.features import Taps
 from limbeck.engine.method import Batch, Clock, Parts
 from limbeck.errors import UserError
@@ -95,7 +96,7 @@ class Active(Rounds):
 
     def embeddings(self) -> Tensor:
         """What the student's last layer reads, of the whole pool, [N, D]."""
-        looked = self._on_device()
+        looked = to_device(self._example, self.device())
         with places.looking(self.student):
             gives = "embedding" in forward(self.student, looked)
         if gives:
@@ -128,10 +129,6 @@ class Active(Rounds):
         chosen = torch.arange(len(known) + len(rows)) < len(known)
         return farthest(points[torch.cat([known, rows])], chosen, count) - len(known)
 
-    def _on_device(self) -> Batch:
-        device = self.device()
-        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self._example.items()}
-
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def known(self, batch: Batch, clock: Clock) -> Batch:
@@ -139,12 +136,11 @@ class Active(Rounds):
 
         ``label`` is -100 where the teacher was asked.
         """
-        rows = self.asked.nonzero().squeeze(1)
-        view = int(batch["view"])
-        self.shelf.hold(rows, batch["id"].device, view=view, version=self.begun)
-        drawn = self.shelf.draw(batch["id"], clock)
-        own = self.labels.to(batch["id"].device)
-        return {**drawn, "label": own[self.pool.rows(drawn["id"])]}
+        view, version = int(batch["view"]), self.begun
+        if not self.shelf.holds(view=view, version=version):
+            rows = self.asked.nonzero().squeeze(1)
+            self.shelf.hold(rows, batch["id"].device, view=view, version=version, labels=self.labels[rows])
+        return self.shelf.draw(batch["id"], clock)
 
     def state_dict(self) -> dict[str, Any]:
         """What was asked and what has a label."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.devices import device_of, to_device
 from limbeck.engine.features import Taps
 from limbeck.engine.gather import Together
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
@@ -230,5 +231,5 @@ def example(parts: Parts) -> Batch:
     if not parts.streams:
         raise UserError("this method looks at a sample of the data before it starts, and the recipe has none")
     batch = next(iter(parts.streams.values())).batch(torch.arange(2))
-    device = next((p.device for p in parts.student.parameters()), torch.device("cpu"))
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    moved: Batch = to_device(batch, device_of(parts.student))
+    return moved

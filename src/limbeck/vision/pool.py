@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from limbeck.data.base import Source
+from limbeck.engine.devices import device_of, to_device
 from limbeck.engine.teacher import Teacher
 
 ROWS = 256
@@ -36,8 +37,6 @@ def predictions(teacher: Teacher, source: Source) -> tuple[Tensor, Tensor]:
     ids, found = [], []
     for rows in torch.arange(len(source)).split(ROWS):
         batch = source.batch(rows)
-        device = next((p.device for p in teacher.module.parameters()), torch.device("cpu"))
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         ids.append(batch["id"].cpu())
-        found.append(teacher.compute(moved).logits.float().softmax(-1).cpu())
+        found.append(teacher.compute(to_device(batch, device_of(teacher.module))).logits.float().softmax(-1).cpu())
     return torch.cat(ids), torch.cat(found)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.base import Source
-from limbeck.engine.devices import to_device
+from limbeck.engine.devices import device_of, to_device
 from limbeck.engine.method import Batch, Clock, Method, Parts
 from limbeck.losses import IGNORE
 from limbeck.models import places
@@ -53,7 +53,7 @@ class Pool:
 
     def ask(self, module: nn.Module, give: Callable[[Batch], Tensor]) -> Tensor:
         """What ``give`` finds in every sample, [N, ...] on the CPU; ``module`` is in evaluation mode meanwhile."""
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        device = device_of(module)
         with places.looking(module):
             found = [give(self.batch(rows, device)).cpu() for rows in torch.arange(len(self)).split(ROWS)]
         return torch.cat(found)
@@ -70,10 +70,26 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._held["id"]) if self._held else 0
 
-    def hold(self, rows: Tensor, device: torch.device, *, view: int, version: int) -> None:
-        """Hold these rows as they look in this view; nothing is read again for the same version and view."""
-        if self._view != (view, version):
+    def holds(self, *, view: int, version: int) -> bool:
+        """Whether what it holds is of this version and view, so that nothing need be read again."""
+        return self._view == (view, version)
+
+    def hold(
+        self, rows: Tensor, device: torch.device, *, view: int, version: int, labels: Tensor | None = None
+    ) -> None:
+        """Hold these rows as they look in this view, unless it does.
+
+        Args:
+            rows: of the pool, on the CPU.
+            device: where they are held.
+            view: of their augmentation.
+            version: of the choice of rows and of their labels.
+            labels: of these rows, in place of the data's.
+        """
+        if not self.holds(view=view, version=version):
             self._held = self.pool.batch(rows, device, view)
+            if labels is not None:
+                self._held["label"] = labels.to(device)
             self._view = (view, version)
 
     def draw(self, ids: Tensor, clock: Clock, name: str = "shelf") -> Batch:
@@ -124,7 +140,7 @@ class Rounds(Method):
 
     def device(self) -> torch.device:
         """Where the student is."""
-        return next((p.device for p in self.student.parameters()), torch.device("cpu"))
+        return device_of(self.student)
 
     def state_dict(self) -> dict[str, Any]:
         """Which round has begun; a method adds its tables."""

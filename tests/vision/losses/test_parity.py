@@ -2,15 +2,13 @@
 is written here.
 
 torchdistill is no dependency (it wants torchvision): ``pip install --no-deps --target DIR torchdistill==1.1.5`` and
-``PYTHONPATH=DIR`` let these tests run. A stand-in takes torchvision's place, as in ``benchmarks/torchdistill_kd.py``.
+``PYTHONPATH=DIR`` let these tests run. Where torchvision is missing a stand-in takes its place.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +33,7 @@ from limbeck.vision.losses import (
     squared_error,
     standardized_kl,
 )
+from toolkit.torchvision import stand_in
 
 pytestmark = pytest.mark.skipif(find_spec("torchdistill") is None, reason="torchdistill is not installed")
 
@@ -42,20 +41,12 @@ ROWS, CLASSES = 6, 5
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def theirs() -> Any:
     """The module with torchdistill's mid-level losses."""
-    from benchmarks.torchdistill_kd import STAND_IN
+    with stand_in():
+        from torchdistill.losses import mid_level
 
-    if find_spec("torchvision") is None:
-        root: Path = tmp_path_factory.mktemp("stand-in")
-        for name, text in STAND_IN.items():
-            file = root / "torchvision" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        sys.path.insert(0, str(root))
-    from torchdistill.losses import mid_level
-
-    yield mid_level
+    return mid_level
 
 
 def tensor(*shape: int, seed: int) -> Tensor:

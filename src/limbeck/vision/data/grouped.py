@@ -50,11 +50,12 @@ def digits_grouped(
         class_of[members] = number
     names = tuple("".join(map(str, members)) for members in groups)
     spec = replace(whole.spec, classes=len(groups), class_names=names)
-    train, test, val = (_relabelled(s, class_of, spec) for s in (whole.train, whole.test, whole.val))
+    train, test, val = (relabelled(s, class_of, spec) for s in (whole.train, whole.test, whole.val))
     return Data(spec, train, test, val)
 
 
-def _relabelled(source: Source | None, class_of: torch.Tensor, spec: DataSpec) -> Source | None:
+def relabelled(source: Source | None, class_of: torch.Tensor, spec: DataSpec) -> ArraySource | None:
+    """A source in memory with other labels: int64 [K], the new class of each old one. None for any other source."""
     if not isinstance(source, ArraySource):
         return None
     fields = {**source.tensors, "label": class_of[source.tensors["label"]]}

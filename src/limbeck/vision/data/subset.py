@@ -12,6 +12,7 @@ from limbeck.data.images import digits, fashion_mnist
 from limbeck.data.labels import balanced_order
 from limbeck.errors import UserError
 from limbeck.registry import TransformBlock, register
+from limbeck.vision.data.grouped import relabelled
 
 
 @register("data")
@@ -87,9 +88,7 @@ def only(whole: Data, classes: list[int], *, renumber: bool, train_size: int | N
 def _of_classes(source: Source | None, number: torch.Tensor, spec: DataSpec) -> ArraySource | None:
     if not isinstance(source, ArraySource):
         return None
-    kept = source.take((number[source.tensors["label"]] >= 0).nonzero().squeeze(1))
-    fields = {**kept.tensors, "label": number[kept.tensors["label"]]}
-    return ArraySource(fields, spec, source.prepare.transform, source.prepare.seed, source.name)
+    return relabelled(source.take((number[source.tensors["label"]] >= 0).nonzero().squeeze(1)), number, spec)
 
 
 def _first(source: ArraySource, count: int | None, seed: int, name: str) -> ArraySource:
