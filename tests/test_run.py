@@ -197,6 +197,17 @@ def test_an_arm_of_another_method_keeps_the_phases_but_not_what_they_say_of_the_
     assert len(warmer.phases) == 3 and warmer.train.learners, "the same method keeps everything"
 
 
+def test_an_arm_of_another_method_keeps_a_phase_that_learns_from_labels() -> None:
+    phases = [
+        {"name": "first"},
+        {"name": "tune", "method": "supervised"},
+        {"name": "last", "method": {"temperature": 2.0}},
+    ]
+    recipe = load_recipe(tiny(method={"name": "kd"}, train={"steps": 4}, phases=phases))
+    other = arm_recipe(recipe, {"method": {"name": "dkd"}})
+    assert [p.recipe.method.name for p in phase_recipes(other)] == ["dkd", "supervised", "dkd"]
+
+
 def test_controls_are_trained_on_the_data_and_by_the_teacher_that_they_name(run: Callable[..., Result]) -> None:
     fewer = {"data": {"train_size": 32}, "train": {"steps": None, "epochs": 1}}
     other = {"teacher": {"hidden": 5}}

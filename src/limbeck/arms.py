@@ -68,14 +68,17 @@ def arm_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _student_phases(recipe: Recipe) -> list[dict[str, Any]]:
-    """The phases in which the student trains, without their method."""
+    """The phases in which the student trains, without their method; what labels alone teach there stays."""
     given = [dict(tree) for tree in recipe.tree["phases"]]
     kept: list[dict[str, Any]] = []
     for phase, tree in zip(recipe.phases, given, strict=True):
         if phase.learners is not None and STUDENT not in phase.learners:
             continue
         names = [p["name"] for p in kept]
-        own = {k: v for k, v in tree.items() if k not in ("method", "learners")}
+        method = phase.overrides.get("method") or {}
+        named = method if isinstance(method, str) else method.get("name")
+        dropped = ("learners",) if named == "supervised" else ("method", "learners")
+        own = {k: v for k, v in tree.items() if k not in dropped}
         if isinstance(phase.start, str) and phase.start not in names:
             own.pop("from", None)
         kept.append({**own, "name": phase.name})

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from limbeck import registry
 from limbeck.codehash import part_hash
 from limbeck.errors import UserError
 from limbeck.recipe.blocks import OFFERED
+from limbeck.recipe.source import UnreadableError, read_file
 from limbeck.registry import Part, nearest
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def recipe_file(name: str | Path) -> Path:
     Raises:
         UserError: there is neither; names the nearest gallery name.
     """
-    path, known = Path(name), _named_files()
+    path, known = Path(name), named_files()
     if path.exists() or path.suffix in (".yaml", ".yml") or not known:
         return path
     found = known.get(str(name)) or known.get(str(name).replace("-", "_"))
@@ -49,7 +48,7 @@ def recipe_file(name: str | Path) -> Path:
     return found
 
 
-def _named_files() -> dict[str, Path]:
+def named_files() -> dict[str, Path]:
     """Every recipe file of the gallery under ``family/slug`` and under its slug alone; the user's own win."""
     named: dict[str, Path] = {}
     for root in reversed(recipes_roots()):
@@ -107,10 +106,8 @@ def _recipe_row(root: Path, path: Path) -> dict[str, Any] | None:
 def _shallow(path: Path, depth: int = 8) -> dict[str, Any]:
     """The top keys of a recipe over those of what it extends: enough for a list, and quick."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(tree, dict):
+        tree = read_file(path, []).plain()
+    except UnreadableError:
         return {}
     given = tree.get("extends") if depth else None
     bases = given if isinstance(given, list) else [given] if given else []
@@ -122,7 +119,7 @@ def _shallow(path: Path, depth: int = 8) -> dict[str, Any]:
 
 def _row_of(slug: str) -> dict[str, Any] | None:
     """The row of the recipe of that name; None where there is none."""
-    file = _named_files().get(slug)
+    file = named_files().get(slug)
     roots = [root for root in recipes_roots() if file is not None and file.is_relative_to(root)]
     return _recipe_row(roots[0], file) if file is not None and roots else None
 

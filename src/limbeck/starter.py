@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from limbeck import registry
 from limbeck.errors import UserError
-from limbeck.gallery import rows
+from limbeck.gallery import named_files
 from limbeck.recipe import load_recipe
 from limbeck.registry import Part
 
@@ -69,16 +68,14 @@ def starter(method: str, file: str = "recipe.yaml") -> str:
 
 def _example(part: Part) -> dict[str, Any]:
     """The blocks of a recipe that uses the method: the gallery's, else the default."""
-    found = [row for row in rows() if row["recipe"] and row["slug"] == part.name]
-    given = (
-        dict(load_recipe(Path(found[0]["recipe"])).tree) if found else {**CLASSIFIERS, "method": {"name": part.name}}
-    )
+    file = named_files().get(part.name)
+    given = {**CLASSIFIERS, "method": {"name": part.name}} if file is None else dict(load_recipe(file).tree)
     missing = [p.name for p in part.params if p.required and p.name not in given["method"]]
     if missing:
         raise UserError(
             f"method {part.name} needs {', '.join(missing)}, which no recipe of the gallery shows: write it by hand"
         )
-    if not found and not part.facts.get("needs"):
+    if file is None and not part.facts.get("needs"):
         given.pop("teacher")
     defaults = {p.name: p.default for p in part.params if not p.required and _simple(p.default)}
     named = given["method"]

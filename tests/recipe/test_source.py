@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from limbeck.recipe import RecipeError, load_recipe
-from limbeck.recipe.source import Where, from_plain, parse, read_scalar
+from limbeck.recipe.source import SHALLOW, Where, from_plain, parse, read_scalar
 
 HERE = Where("x.yaml")
 
@@ -86,6 +86,7 @@ def test_anchors_and_merge_keys_work():
         (b"a: " + b"[" * 200_000, 0, "nested"),
         (b"a: " + b"[" * 350 + b"]" * 350, 1, "nested"),
         (b"- " * 20_000 + b"a", 0, "nested"),
+        (b"- " * 3_000 + b"a", 1, "nested"),
         (b"a: " + b"[" * 60 + b"]" * 60, 1, "nested"),
         (b'a: "\\UFFFFFFFF"\n', 0, "not YAML"),
         (b"a: %s" % (b"x" * 1_100_000), 0, "larger"),
@@ -97,6 +98,12 @@ def test_what_is_no_recipe_gets_one_line(wrong, content, line, says):
     assert mistake.line == line
     assert says in mistake.message
     assert len(str(mistake).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["a: {b: [1, 2e-3]} # c\nd: &x 'q'\ne: *x", "a:\n- |\n  two\n  lines\n- off\n- 010"])
+def test_a_long_text_is_read_like_a_short_one(text):
+    assert len(text) < SHALLOW
+    assert tree(text + "\n" + "#" * SHALLOW) == tree(text)
 
 
 def test_many_aliases_of_aliases_are_refused_and_not_expanded(wrong):

@@ -1,8 +1,7 @@
-"""Checking a recipe answers at once: no torch, and less than half a second for the whole process."""
+"""Checking a recipe needs no torch; how long the whole process takes is measured in benchmarks/startup.py."""
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,18 +28,11 @@ print('torch' in sys.modules, 'pydantic' in sys.modules)
 """
 
 
-def test_a_bad_recipe_is_refused_fast_and_without_torch(write: Callable[..., Path]) -> None:
-    command = [sys.executable, "-c", PROGRAM, str(write(BAD))]
-    seconds = []
-    for _ in range(3):  # processor time, and the best of three: other processes share the machine
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        count, loaded = done.stdout.split("\n", 1)
-        assert int(count) >= 6
-        assert loaded.strip() == "False False"
-    assert min(seconds) < 0.5
+def test_a_bad_recipe_is_refused_without_torch(write: Callable[..., Path]) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(write(BAD))], capture_output=True, text=True, check=True)
+    count, loaded = done.stdout.split("\n", 1)
+    assert int(count) >= 6
+    assert loaded.strip() == "False False"
 
 
 def test_the_schema_needs_no_torch_either() -> None:

@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, BATCH, ROWS = 6, 16, 64
 
 DIGITS = {"name": "digits", "train_size": ROWS, "test_size": 20}
+SIZES = {"train_size": ROWS, "val_size": 20, "test_size": 20}
 TEXT = {"name": "text", "corpus": "grammar", "characters": 4000, "context": 16}
 IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
 
@@ -168,7 +169,7 @@ def _small_data(block: Any) -> Any:
         return {**DIGITS, **beside}
     if block["name"] == "text" and "prompt_field" not in block:
         return {**TEXT, **{k: v for k, v in beside.items() if k != "augment"}}
-    return block
+    return {**block, **{k: min(block[k], rows) for k, rows in SIZES.items() if isinstance(block.get(k), int)}}
 
 
 def _small_model(block: Any, instead: Any) -> Any:
