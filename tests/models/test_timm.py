@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.engine.features import Injection, Taps
 from limbeck.errors import UserError
 from limbeck.export import store
 from limbeck.models import places
@@ -45,6 +46,25 @@ def test_features_are_found(model: str, options: dict[str, Any], stages: list[st
     batch = {"input": torch.randn(2, 1, size, size)}
     assert places.stages(module, batch) == stages
     assert places.head(module, batch)[0] == head
+
+
+def test_maps_have_their_channels_first_whatever_the_model_does() -> None:
+    swin = {"depths": (1, 1, 1), "num_heads": (2, 2, 2), "embed_dim": 16, "window_size": 2}
+    module, batch = made("swin_tiny_patch4_window7_224", **swin), {"input": torch.randn(2, 1, 32, 32)}
+    shapes = {p.path: p.shape for p in places.places(module, batch)}
+    paths = places.stages(module, batch)
+    assert [shapes[p] for p in paths] == [(16, 8, 8), (32, 4, 4), (64, 2, 2)]
+    assert shapes["patch_embed.proj"] == (16, 8, 8), "a convolution's own map stays as it is"
+    with Taps(module, paths) as taps:
+        module(batch["input"])
+        kept = taps.pop()
+    assert [tuple(kept[p].shape[1:]) for p in paths] == [shapes[p] for p in paths]
+    whole = module(batch["input"])
+    for given in (kept[paths[0]], lambda own: own + 0):
+        with Injection(module, {paths[0]: given}):
+            assert torch.equal(module(batch["input"]), whole)
+    with Injection(module, {paths[0]: kept[paths[0]].flip(0)}):
+        assert torch.allclose(module(batch["input"]), whole.flip(0), atol=1e-6)
 
 
 def test_an_unknown_name_has_a_hint() -> None:

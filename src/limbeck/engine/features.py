@@ -34,8 +34,34 @@ def _plain(name: str) -> str:
     return ".".join(piece for piece in name.split(".") if piece not in prefixes)
 
 
+def channels_last(module: nn.Module) -> bool:
+    """Whether the maps between a model's parts are [B, H, W, C], as timm's models say of themselves (Swin, Hiera)."""
+    return any(getattr(child, "output_fmt", None) == "NHWC" for child in module.modules())
+
+
+def keeps_channels_first(child: nn.Module) -> bool:
+    """Whether a part of such a model gives [B, C, H, W] all the same, as PyTorch's own layers for maps do."""
+    return isinstance(child, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d)
+
+
+def _moved(value: Any, *axes: int) -> Any:
+    return value.permute(*axes) if isinstance(value, Tensor) and value.dim() == len(axes) else value
+
+
+def first_channels(value: Any) -> Any:
+    """A map [B, H, W, C] as [B, C, H, W]; anything else as it is."""
+    return _moved(value, 0, 3, 1, 2)
+
+
+def last_channels(value: Any) -> Any:
+    """A map [B, C, H, W] as [B, H, W, C]; anything else as it is."""
+    return _moved(value, 0, 2, 3, 1)
+
+
 class Taps:
     """Records outputs (or inputs) of named modules at each forward. Use as a context manager or :meth:`close` it.
+
+    Maps are recorded as [B, C, H, W], also those of a model whose own have the channels last.
 
     Args:
         module: the model.
@@ -54,13 +80,16 @@ class Taps:
     ) -> None:
         self.values: dict[str, Any] = {}
         self._handles = []
+        turned = channels_last(module)
         for path in paths:
             target = submodule(module, path)
-            self._handles.append(target.register_forward_hook(self._hook(path, of, detach)))
+            turn = turned and not keeps_channels_first(target)
+            self._handles.append(target.register_forward_hook(self._hook(path, of, detach, turn)))
 
-    def _hook(self, path: str, of: str, detach: bool) -> Callable[..., None]:
+    def _hook(self, path: str, of: str, detach: bool, turn: bool) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             value = _first(output) if of == "output" else inputs[0]
+            value = first_channels(value) if turn else value
             # A clone, because a later in-place activation would change what was recorded.
             self.values[path] = value.detach().clone() if detach else value.clone()
 
@@ -93,19 +122,27 @@ class Injection(Taps):
 
     Args:
         module: the model.
-        values: what each module path gives instead of its own output: a tensor, or a function of the own output.
+        values: what each module path gives instead of its own output: a tensor, or a function of the own output;
+            maps as [B, C, H, W].
     """
 
     def __init__(self, module: nn.Module, values: dict[str, Tensor | Callable[[Any], Any]]) -> None:
         self.values = {}
         self._handles = []
+        turned = channels_last(module)
         for path, value in values.items():
             target = submodule(module, path)
-            self._handles.append(target.register_forward_hook(self._replace(value)))
+            turn = turned and not keeps_channels_first(target)
+            self._handles.append(target.register_forward_hook(self._replace(value, turn)))
 
     @staticmethod
-    def _replace(value: Tensor | Callable[[Any], Any]) -> Callable[..., Any]:
-        return lambda module, inputs, output: value if isinstance(value, Tensor) else value(output)
+    def _replace(value: Tensor | Callable[[Any], Any], turn: bool) -> Callable[..., Any]:
+        def given(output: Any) -> Any:
+            if isinstance(value, Tensor):
+                return last_channels(value) if turn else value
+            return last_channels(value(first_channels(output))) if turn else value(output)
+
+        return lambda module, inputs, output: given(output)
 
 
 def _first(output: Any) -> Any:
