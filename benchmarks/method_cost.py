@@ -19,13 +19,13 @@ from limbeck.errors import UserError
 
 ABOUT = "a step of each method on 28 x 28 pixels, in steps of the student alone"
 TASK = Task("28x28", side=28, channels=1, student=12, teacher=48, depth=2, samples=3200)
-LENGTH = 10
+LENGTH = 6
 ALONE = "supervised"
 
 
 def run(*, quick: bool = False) -> Report:
     """All methods in turns."""
-    task, rounds, length = (TINY, 2, 4) if quick else (TASK, 8, LENGTH)
+    task, rounds, length = (TINY, 2, 4) if quick else (TASK, 4, LENGTH)
     names = [ALONE, "kd", "fitnets", "dml"] if quick else [ALONE, *candidates()]
     steps = steps_of(rounds, length)
     report = Report("method_cost", ABOUT, notes=["ratios are of processor time, one thread"])

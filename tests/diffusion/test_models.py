@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from limbeck.diffusion import mixture
-from limbeck.diffusion.networks import EDMDenoiser, OneStep, inherit
+from limbeck.diffusion.few_step import OneStep
+from limbeck.diffusion.networks import EDMDenoiser, inherit
 from limbeck.errors import UserError
 from limbeck.registry import Block, build, find
 

@@ -1,4 +1,4 @@
-"""Networks that see the noise level: EDM preconditioning around any backbone, a small MLP, the one-step generator."""
+"""Networks that see the noise level: EDM preconditioning around any backbone, and a small MLP for points."""
 
 from __future__ import annotations
 
@@ -11,41 +11,99 @@ from torch import Tensor, nn
 from limbeck.diffusion.paths import like, precondition
 
 Activation = Literal["silu", "gelu", "relu"]
+LOWEST = 0.002
+"""The lowest level that a second level is told apart from: EDM's lowest."""
+
+
+class Backbone(nn.Module):
+    """A network under the preconditioning of :class:`EDMDenoiser`: it sees scaled samples and what they depend on.
+
+    A subclass has ``condition``, a :class:`Condition`, and a ``forward`` of the arguments shown here.
+    """
+
+    condition: Condition
+
+    def forward(self, x: Tensor, c_noise: Tensor, **given: Tensor | None) -> Tensor:
+        """``[B, *shape] -> [B, *shape]``; ``given`` are arguments of :meth:`Condition.forward`."""
+        raise NotImplementedError
 
 
 class EDMDenoiser(nn.Module):
     """A backbone F as a denoiser: ``D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)`` (arXiv 2206.00364, eq. 7).
 
+    With a ``floor`` it is a consistency function: at that level it is the identity by construction, as the solution at
+    the flow's end must be (arXiv 2303.01469, appendix C). With the level ``to`` a jump goes to, it gives the point
+    that the jump heads for (:func:`limbeck.diffusion.steps.jump`), which is the denoiser itself for ``to = sigma``.
+
     Args:
-        backbone: ``(x [B, *shape], c_noise [B], label [B] or None) -> [B, *shape]``.
+        backbone: a :class:`Backbone`.
         shape: of one sample.
         sigma_data: standard deviation of the data.
         classes: number of classes it is conditioned on; label -1, or no label, asks for the unconditional estimate.
+        floor: the level at which it is the identity; 0 leaves EDM's scalings as they are.
     """
 
     def __init__(
-        self, backbone: nn.Module, shape: tuple[int, ...], sigma_data: float, classes: int | None = None
+        self,
+        backbone: nn.Module,
+        shape: tuple[int, ...],
+        sigma_data: float,
+        classes: int | None = None,
+        *,
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.shape = shape
         self.sigma_data = sigma_data
         self.classes = classes
+        self.floor = floor
 
-    def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
-        """``E[x0 | x]`` [B, *shape] for ``x = x0 + sigma eps``, ``sigma`` [B] or a scalar."""
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0])
-        c = precondition(level, self.sigma_data)
-        out = self.backbone(like(c.c_in, x) * x, c.c_noise, label)
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        label: Tensor | None = None,
+        *,
+        to: Tensor | float | None = None,
+        scale: Tensor | float | None = None,
+    ) -> Tensor:
+        """``E[x0 | x]`` [B, *shape] for ``x = x0 + sigma eps``.
+
+        Args:
+            x: noisy samples [B, *shape].
+            sigma: their level, [B] or a scalar.
+            label: class, int64 [B].
+            to: the level that a jump goes to, [B] or a scalar, for networks with ``jumps``.
+            scale: the strength of guidance to stand for, [B] or a scalar, for networks that are ``guided``.
+        """
+        level = _column(sigma, x)
+        c = precondition(level, self.sigma_data, self.floor)
+        given = {name: None if v is None else _column(v, x) for name, v in (("to", to), ("scale", scale))}
+        out = self.backbone(like(c.c_in, x) * x, c.c_noise, label=label, **given)
         return like(c.c_skip, x) * x + like(c.c_out, x) * out.to(x.dtype)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The same as calling the module (which is what to do with one that is wrapped or sharded)."""
         return self(x, sigma, label)
 
+    @property
+    def jumps(self) -> bool:
+        """Whether it takes the level that a jump goes to."""
+        return getattr(self.backbone.condition, "to", None) is not None
+
+    @property
+    def guided(self) -> bool:
+        """Whether it takes a strength of guidance."""
+        return getattr(self.backbone.condition, "scale", None) is not None
+
     def example_inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Arguments for one call."""
         return torch.zeros(batch_size, *self.shape), torch.ones(batch_size)
+
+
+def _column(values: Tensor | float, x: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=x.dtype, device=x.device).expand(x.shape[0])
 
 
 class FourierFeatures(nn.Module):
@@ -64,8 +122,54 @@ class FourierFeatures(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
-class MLPBackbone(nn.Module):
-    """Residual layers on the flattened sample, with noise level and class added to the first hidden state."""
+class Condition(nn.Module):
+    """What a backbone depends on beside the sample, as one vector [B, width]: a sum of embeddings.
+
+    Those of the second level and of guidance start at zero: a network that takes them begins as one that does not.
+
+    Args:
+        width: of the vector.
+        classes: for an embedding of labels, with one row more for none.
+        jumps: whether there is a second level, the one that a jump goes to.
+        guided: whether there is a strength of guidance.
+    """
+
+    def __init__(self, width: int, classes: int | None = None, *, jumps: bool = False, guided: bool = False) -> None:
+        super().__init__()
+        self.level = FourierFeatures()
+        inputs = 2 * len(self.level.frequencies)
+        self.embed = nn.Linear(inputs, width)
+        self.label = None if classes is None else nn.Embedding(classes + 1, width)
+        self.to = zero(nn.Linear(inputs, width)) if jumps else None
+        self.scale = zero(nn.Linear(inputs, width)) if guided else None
+
+    def forward(
+        self, c_noise: Tensor, label: Tensor | None = None, to: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """The embedding of ``c_noise`` [B], plus those of what is given and known of."""
+        h = self.embed(self.level(c_noise))
+        if self.label is not None:
+            null = self.label.num_embeddings - 1
+            rows = torch.full_like(c_noise, null, dtype=torch.long) if label is None else label % (null + 1)
+            h = h + self.label(rows)  # -1 wraps to the last row, the unconditional one
+        if self.to is not None:
+            there = c_noise if to is None else torch.log(to.clamp_min(LOWEST)) / 4
+            h = h + self.to(self.level(there))
+        if self.scale is not None:
+            strength = torch.ones_like(c_noise) if scale is None else scale
+            h = h + self.scale(self.level(torch.log(strength.clamp_min(LOWEST)) / 4))
+        return h
+
+
+def zero(layer: nn.Linear) -> nn.Linear:
+    """The layer with weights and bias set to zero."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLPBackbone(Backbone):
+    """Residual layers on the flattened sample, with what it depends on added to the first hidden state."""
 
     def __init__(
         self,
@@ -74,67 +178,33 @@ class MLPBackbone(nn.Module):
         depth: int,
         classes: int | None = None,
         activation: Activation = "silu",
+        *,
+        jumps: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         self.activation = getattr(nn.functional, activation)
         size = math.prod(shape)
-        self.level = FourierFeatures()
-        self.embed = nn.Linear(2 * len(self.level.frequencies), width)
-        self.label = None if classes is None else nn.Embedding(classes + 1, width)
+        self.condition = Condition(width, classes, jumps=jumps, guided=guided)
         self.first = nn.Linear(size, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = nn.Linear(width, size)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, **given: Tensor | None) -> Tensor:
         """``[B, *shape] -> [B, *shape]``."""
-        h = self.first(x.flatten(1)) + self.embed(self.level(c_noise))
-        if self.label is not None:
-            null = self.label.num_embeddings - 1
-            rows = torch.full_like(c_noise, null, dtype=torch.long) if label is None else label % (null + 1)
-            h = h + self.label(rows)  # -1 wraps to the last row, the unconditional one
+        h = self.first(x.flatten(1)) + self.condition(c_noise, **given)
         for layer in self.layers:
             h = h + layer(self.activation(h))
         return self.last(self.activation(h)).reshape(x.shape)
 
 
-class OneStep(nn.Module):
-    """The one-step generator of a denoising network: ``G(z) = D_net(sigma z, sigma)`` with ``sigma`` fixed.
-
-    Args:
-        net: a denoiser with ``shape`` and, if it is conditional, ``classes``.
-        sigma: the level the network takes its input to be at: the start of the teacher's sampler.
-    """
-
-    nfe = 1
-
-    def __init__(self, net: nn.Module, sigma: float) -> None:
-        super().__init__()
-        self.net = net
-        self.sigma = sigma
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample, and of its noise."""
-        return tuple(self.net.shape)  # type: ignore[arg-type]
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes it is conditioned on, if any."""
-        return getattr(self.net, "classes", None)
-
-    def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Standard normal noise [B, *shape] to samples of the same shape."""
-        return self.net(self.sigma * noise, noise.new_full(noise.shape[:1], self.sigma), label)
-
-    def example_inputs(self, batch_size: int) -> tuple[Tensor]:
-        """Arguments for one call."""
-        return (torch.zeros(batch_size, *self.shape),)
-
-
 def inherit(target: nn.Module, source: nn.Module) -> bool:
-    """Copy the source's weights where names and shapes are the same; says whether it did."""
+    """Copy the source's weights where the target has them all, in the same shapes; says whether it did.
+
+    What the target has besides, such as the embedding of a second level, stays as it is.
+    """
     own, given = target.state_dict(), source.state_dict()
-    alike = own.keys() == given.keys() and all(own[k].shape == given[k].shape for k in own)
+    alike = bool(given) and all(k in own and own[k].shape == v.shape for k, v in given.items())
     if alike:
-        target.load_state_dict(given)
+        target.load_state_dict(given, strict=False)
     return alike

@@ -228,11 +228,16 @@ class Preconditioning(NamedTuple):
     c_noise: Tensor
 
 
-def precondition(sigma: Tensor, sigma_data: float) -> Preconditioning:
-    """Scalings for which F has input and target of unit variance at every ``sigma`` [B] (arXiv 2206.00364, table 1)."""
-    total = sigma**2 + sigma_data**2
-    root = torch.sqrt(total)
-    return Preconditioning(sigma_data**2 / total, sigma * sigma_data / root, 1 / root, torch.log(sigma) / 4)
+def precondition(sigma: Tensor, sigma_data: float, floor: float = 0.0) -> Preconditioning:
+    """Scalings for which F has input and target of unit variance at every ``sigma`` [B] (arXiv 2206.00364, table 1).
+
+    Above 0, ``floor`` is the level at which D is the identity: ``c_skip = sigma_data^2 / ((sigma - floor)^2 +
+    sigma_data^2)`` and ``c_out = sigma_data (sigma - floor) / sqrt(sigma^2 + sigma_data^2)`` (arXiv 2303.01469).
+    """
+    root = torch.sqrt(sigma**2 + sigma_data**2)
+    above = sigma - floor
+    c_skip = sigma_data**2 / (above**2 + sigma_data**2)
+    return Preconditioning(c_skip, above * sigma_data / root, 1 / root, torch.log(sigma) / 4)
 
 
 def _same(x: Tensor, value: Tensor) -> None:
