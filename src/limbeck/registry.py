@@ -365,9 +365,20 @@ def _read(path: Path, node: ast.FunctionDef | ast.ClassDef, call: ast.Call) -> P
     )
 
 
-def _line(path: Path, node: ast.ClassDef) -> Iterable[ast.ClassDef]:
-    """The class and those of the package that it inherits from, nearest first; the bare bases of parts are left out."""
-    yield node
+def _line(path: Path, node: ast.ClassDef) -> list[ast.ClassDef]:
+    """The class and those of the package that it inherits from, in the order that Python looks them up.
+
+    The bare bases of parts are left out. A base that several share comes after all of them.
+    """
+    found = [node]
+    for file, base in _bases(path, node):
+        found += _line(file, base)
+    last = {id(n): i for i, n in enumerate(found)}
+    return [n for i, n in enumerate(found) if last[id(n)] == i]
+
+
+def _bases(path: Path, node: ast.ClassDef) -> Iterable[tuple[Path, ast.ClassDef]]:
+    """The classes that are named as bases, and the files that they are in."""
     tree = _tree(path)
     here = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     away = {
@@ -378,18 +389,14 @@ def _line(path: Path, node: ast.ClassDef) -> Iterable[ast.ClassDef]:
     }
     for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
         if base in here:
-            yield from _line(path, here[base])
+            yield path, here[base]
         elif (
             base in away and away[base][0].startswith("limbeck.") and away[base] != ("limbeck.engine.method", "Method")
         ):
             module, name = away[base]
             file = ROOT.parent.joinpath(*module.split(".")).with_suffix(".py")
-            found = (
-                [n for n in _tree(file).body if isinstance(n, ast.ClassDef) and n.name == name]
-                if file.is_file()
-                else []
-            )
-            yield from _line(file, found[0]) if found else ()
+            if file.is_file():
+                yield from ((file, n) for n in _tree(file).body if isinstance(n, ast.ClassDef) and n.name == name)
 
 
 @functools.cache

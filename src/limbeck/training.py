@@ -297,7 +297,7 @@ def make_stream(recipe: Recipe, method: Method, ingredients: Ingredients, seed: 
         raise UserError(f"method {recipe.method.name} compares the samples of a batch: train.accumulate must be 1")
     if len(ingredients.data) > 1 and t.accumulate > 1 and type(method).count is Method.count:
         raise UserError(f"method {recipe.method.name} says no count() for several streams: train.accumulate must be 1")
-    if method.data_free or not ingredients.data:
+    if (method.data_free and not method.data_optional) or not ingredients.data:
         return NoData(t.batch_size, **cut)
     views = recipe.cache.views if recipe.cache else None
     streams = {}

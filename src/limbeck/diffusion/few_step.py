@@ -33,12 +33,23 @@ class FewStep(nn.Module):
         levels: falling noise levels of the calls; the first is that of pure noise.
         rule: what happens between two calls.
         scale: the strength of guidance that a ``guided`` network is asked for when it samples.
+        sigma_min: lowest level of the grid that the levels are from; by default EDM's.
+        sigma_max: highest level of the grid that the levels are from; by default the first of them.
     """
 
     def __init__(
-        self, net: nn.Module, levels: Sequence[float], rule: Rule = "renoise", *, scale: float | None = None
+        self,
+        net: nn.Module,
+        levels: Sequence[float],
+        rule: Rule = "renoise",
+        *,
+        scale: float | None = None,
+        sigma_min: float = 0.002,
+        sigma_max: float | None = None,
     ) -> None:
         super().__init__()
+        self.sigma_min = sigma_min
+        self.sigma_max = levels[0] if sigma_max is None else sigma_max
         self.net = net
         self.levels = tuple(levels)
         self.rule = rule

@@ -2,26 +2,28 @@
 
 The fake score, or critic, is a denoiser of the generator's own law, trained beside it; the difference of the two
 denoisers tells the generator where to go. A method of this kind names its hyper-parameters and yields its updates out
-of the pieces here. All random numbers come from the clock, by sample and by name.
+of the pieces here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from limbeck import registry
-from limbeck.diffusion.guidance import Guided
-from limbeck.diffusion.levels import karras, within
-from limbeck.diffusion.losses import Weighting, denoising_weight, squared_error
+from limbeck.diffusion.base import DiffusionMethod, conditioned
+from limbeck.diffusion.levels import within
+from limbeck.diffusion.losses import denoising_weight, matching_direction, squared_error, surrogate
 from limbeck.diffusion.networks import inherit
-from limbeck.diffusion.paths import Denoise, like
-from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
+from limbeck.diffusion.paths import like
+from limbeck.engine.method import Batch, Clock, Parts, Term, Update, frozen
 from limbeck.errors import UserError
-from limbeck.registry import Block
+from limbeck.registry import ModelBlock
 
 CRITIC = "fake_score"
 """The role of the critic."""
@@ -35,77 +37,132 @@ class Noised(NamedTuple):
     label: Tensor | None
 
 
-class GeneratorMethod(Method):
+class GeneratorMethod(DiffusionMethod):
     """Base of the data-free methods with a generator, a teacher's denoiser and a fake score.
 
-    A subclass sets, in ``__init__``, every attribute that is annotated here, and repeats ``needs`` and ``data_free``
-    (they are read from its source).
-
-    Attributes:
-        critic: the network of the fake score.
-        critic_weighting: of its denoising loss.
-        sigma_min, sigma_max, rho: the teacher's noise range and the curvature of its grid.
-        guidance: scale of classifier-free guidance of the teacher; 1 is none.
-        from_teacher: start student and critic as copies of the teacher where they are the same network.
+    Args:
+        critic: network of the fake score; by default like the student's.
+        critic_updates: critic steps per step of the generator.
+        critic_weighting: of the critic's denoising loss over noise levels.
+        t_min: lowest position on the noise grid at which laws are compared, in [0, 1].
+        t_max: highest position on the noise grid at which laws are compared, in [0, 1].
+        sigma_min: lowest noise level of the teacher; by default that of the student's grid.
+        sigma_max: highest noise level of the teacher, where its sampler starts; by default that of the student's grid.
     """
 
     needs = {"teacher": {"denoiser"}}
     data_free = True
-    same_view = False
-    """The teacher may also sample by itself, at points that no learner sees."""
 
-    critic: Block
-    critic_weighting: Weighting
-    sigma_min: float
-    sigma_max: float
-    rho: float
-    guidance: float
-    from_teacher: bool
+    def __init__(
+        self,
+        *,
+        critic: ModelBlock | None = None,
+        critic_updates: int = 1,
+        critic_weighting: Literal["edm", "snr", "uniform"] = "edm",
+        t_min: float = 0.02,
+        t_max: float = 0.98,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        **rest: Any,
+    ) -> None:
+        super().__init__(**rest)
+        self.sigma_min: float = sigma_min  # type: ignore[assignment]  # known after setup
+        self.sigma_max: float = sigma_max  # type: ignore[assignment]
+        if critic_updates < 0:
+            raise UserError(f"critic_updates must be 0 or more, not {critic_updates}")
+        if not 0 <= t_min < t_max <= 1:
+            raise UserError(f"0 <= t_min < t_max <= 1 must hold, not {t_min} and {t_max}")
+        self.critic = critic
+        self.critic_updates = critic_updates
+        self.critic_weighting = critic_weighting
+        self.t_min = t_min
+        self.t_max = t_max
 
     def setup(self, parts: Parts) -> None:
         """Take the generator, and build its critic."""
         super().setup(parts)
-        teacher = self.teacher.module
-        self.shape = _shape_of(parts.student, "student")
-        self.classes: int | None = getattr(parts.student, "classes", None)
-        theirs = _shape_of(teacher, "teacher")
-        if theirs != self.shape:
-            raise UserError(f"the student makes samples of shape {self.shape}, the teacher {theirs}: make them alike")
-        if self.classes is None and self.guidance != 1:
-            raise UserError("guidance needs classes: give student and teacher 'classes', or leave guidance at 1")
-        if self.from_teacher:
-            inherit(getattr(parts.student, "net", parts.student), teacher)
         if self.has_critic:
-            self.learners[CRITIC] = self.build_critic(teacher, parts.offers)
+            self.learners[CRITIC] = self.build_critic(parts)
+
+    def set_range(self, student: nn.Module) -> None:
+        """As the recipe says, else as the student's grid."""
+        given = self.sigma_min, self.sigma_max
+        super().set_range(student)
+        self.sigma_min, self.sigma_max = (
+            own if own is not None else by_default
+            for own, by_default in zip(given, (self.sigma_min, self.sigma_max), strict=True)
+        )
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise UserError(f"0 < sigma_min < sigma_max must hold, not {self.sigma_min} and {self.sigma_max}")
 
     @property
     def has_critic(self) -> bool:
         """Whether a fake score learns."""
-        return True
+        return self.critic_updates > 0
 
-    def build_critic(self, teacher: nn.Module, offers: Mapping[str, Any]) -> nn.Module:
+    def build_critic(self, parts: Parts) -> nn.Module:
         """The network of the fake score; what the recipe leaves out follows the teacher, then the data."""
-        facts = {k: getattr(teacher, k, None) for k in ("sigma_data", "shape", "classes")}
-        critic = registry.build("model", self.critic, offers={**offers, **facts})
+        teacher = self.teacher.module
+        facts = facts_of(teacher)
+        if self.critic is not None:
+            critic: nn.Module = registry.build("model", self.critic, offers={**parts.offers, **facts})
+        elif isinstance(net := getattr(parts.student, "net", None), nn.Module):
+            critic = copy.deepcopy(net)
+        else:
+            raise UserError("a student that is no denoising network says nothing of the critic's: name it in 'critic'")
         self.critic_sigma_data = float(getattr(critic, "sigma_data", facts["sigma_data"] or 0.5))
         if self.from_teacher:
             inherit(critic, teacher)
         return critic
 
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
+        """The generator, then its critic."""
+        yield Update("student", partial(self.generator_terms, batch, clock))
+        for k in range(self.critic_updates):
+            yield self.critic_update(batch, clock, f"critic {k}")
+
+    def generator_terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
+        """The generator's loss terms."""
+        raise NotImplementedError
+
+    def critic_update(self, batch: Batch, clock: Clock, name: str) -> Update:
+        """One step of the critic: plain denoising of fresh samples of the generator, at all levels."""
+        return Update(CRITIC, lambda: {"denoising": Term.of(self.critic_loss(batch, clock, name))})
+
+    def critic_loss(self, batch: Batch, clock: Clock, name: str) -> Tensor:
+        """Weighted denoising error [B] of the critic on fresh samples, which take no gradient."""
+        with torch.no_grad():
+            samples, label = self.generate(batch, clock, name)
+        at = self.noised(samples, label, batch, clock, name)
+        weight = denoising_weight(at.sigma, self.critic_weighting, self.critic_sigma_data)
+        return weight * squared_error(self.fake(at), samples)
+
+    # -- the pieces ----------------------------------------------------------------------------------------------------
+
     def generate(self, batch: Batch, clock: Clock, name: str) -> tuple[Tensor, Tensor | None]:
-        """Samples [B, *shape] of the generator from fresh noise, and their class."""
+        """Samples [B, *shape] of the generator from fresh noise, and their class.
+
+        Of a generator of several steps, the estimate after a random one of them, the same in the whole batch: what
+        comes before is the generator's own, as when it samples (arXiv 2405.14867, section 4.5).
+        """
         label = self.draw_label(batch["id"], clock, name)
-        return self.call_student(clock.normal(batch["id"], self.shape, f"{name} start"), label), label
+        start = clock.normal(batch["id"], self.noise_shape, f"{name} start")
+        return self.call_student(start, label, self.stop(clock, name)), label
 
-    def call_student(self, noise: Tensor, label: Tensor | None) -> Tensor:
-        """The generator's samples, through the module as the loop wrapped it."""
-        return self.student(noise) if label is None else self.student(noise, label)
-
-    def draw_label(self, ids: Tensor, clock: Clock, name: str) -> Tensor | None:
-        """A uniform class for each sample, or None for an unconditional generator."""
-        if self.classes is None:
+    def stop(self, clock: Clock, name: str) -> int | None:
+        """After how many calls a generator of several steps stops in this update; None for one of a single step."""
+        nfe = int(getattr(self.student, "nfe", 1))
+        if nfe == 1:
             return None
-        return (clock.uniform(ids, (1,), f"{name} class").squeeze(1) * self.classes).long()
+        everybody = torch.zeros(1, dtype=torch.int64)
+        return 1 + int(clock.uniform(everybody, (1,), f"{name} stop") * nfe)
+
+    def call_student(self, noise: Tensor, label: Tensor | None, steps: int | None = None) -> Tensor:
+        """The generator's samples, through the module as the loop wrapped it."""
+        given = {} if steps is None else {"steps": steps}
+        return self.student(noise, **given) if label is None else self.student(noise, label, **given)
 
     def noised(
         self,
@@ -117,43 +174,38 @@ class GeneratorMethod(Method):
         *,
         low: float = 0.0,
         high: float = 1.0,
+        through: bool = False,
     ) -> Noised:
-        """Samples at levels uniform over the positions ``[low, high]`` of the Karras grid, without gradient."""
+        """Samples at levels uniform over the positions ``[low, high]`` of the grid, without gradient or ``through``."""
         u = within(clock.uniform(batch["id"], (1,), f"{name} level").squeeze(1), low, high)
-        sigma = karras(u, self.sigma_min, self.sigma_max, self.rho).to(samples.dtype)
+        sigma = self.levels(u).to(samples.dtype)
         eps = clock.normal(batch["id"], self.shape, f"{name} noise").to(samples.dtype)
-        return Noised(samples.detach() + like(sigma, samples) * eps, sigma, label)
+        return Noised((samples if through else samples.detach()) + like(sigma, samples) * eps, sigma, label)
 
-    @property
-    def real(self) -> Denoise:
-        """The teacher, guided as the recipe says. It is called, not ``.denoise``d: sharding hooks calls alone."""
-        module = self.teacher.module
-        return module if self.guidance == 1 else Guided(module, self.guidance)
+    def fake(self, at: Noised) -> Tensor:
+        """What the critic takes the clean samples to be."""
+        return self.learners[CRITIC](at.x, at.sigma, **conditioned(at.label))
 
     @torch.no_grad()
     def estimates(self, at: Noised) -> tuple[Tensor, Tensor]:
         """What the teacher and the critic take the clean samples to be, without gradient."""
-        condition = {} if at.label is None else {"label": at.label}
         with self.teacher.context():
-            real = self.real(at.x, at.sigma, **condition)
-        return real, self.learners[CRITIC](at.x, at.sigma, **condition)
+            real = self.real(at.x, at.sigma, **conditioned(at.label))
+        return real, self.fake(at)
 
-    def critic_update(self, batch: Batch, clock: Clock, name: str) -> Update:
-        """One step of the critic: plain denoising of fresh samples of the generator, at all levels."""
-        return Update(CRITIC, lambda: {"denoising": Term.of(self.critic_loss(batch, clock, name))})
+    def estimates_through(self, at: Noised) -> tuple[Tensor, Tensor]:
+        """Likewise, with a gradient in ``at.x`` and none in the networks' weights: what score identities need."""
+        with self.teacher.context(), frozen(self.learners[CRITIC]):
+            return self.real(at.x, at.sigma, **conditioned(at.label)), self.fake(at)
 
-    def critic_loss(self, batch: Batch, clock: Clock, name: str) -> Tensor:
-        """Weighted denoising error [B] of the critic on fresh samples, which take no gradient."""
-        with torch.no_grad():
-            samples, label = self.generate(batch, clock, name)
-        at = self.noised(samples, label, batch, clock, name)
-        condition = {} if label is None else {"label": label}
-        weight = denoising_weight(at.sigma, self.critic_weighting, self.critic_sigma_data)
-        return weight * squared_error(self.learners[CRITIC](at.x, at.sigma, **condition), samples)
+    def matching(
+        self, samples: Tensor, label: Tensor | None, batch: Batch, clock: Clock, *, normalise: bool = True
+    ) -> Tensor:
+        """The surrogate [B] of the gradient of the reverse KL at the generator's noised samples (DMD, eq. 7 and 8)."""
+        at = self.noised(samples, label, batch, clock, "generator", low=self.t_min, high=self.t_max)
+        return surrogate(samples, matching_direction(samples, *self.estimates(at), normalise=normalise))
 
 
-def _shape_of(module: nn.Module, role: str) -> tuple[int, ...]:
-    shape: Any = getattr(module, "shape", None)
-    if shape is None:
-        raise UserError(f"the {role} does not say the shape of its samples: give its module an attribute 'shape'")
-    return tuple(shape)
+def facts_of(module: nn.Module) -> Mapping[str, Any]:
+    """What a network says of its samples, for building another like it."""
+    return {k: getattr(module, k, None) for k in ("sigma_data", "shape", "classes")}

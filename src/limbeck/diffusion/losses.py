@@ -5,6 +5,7 @@ Per-sample results are means over the dimensions of a sample, so that weights me
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -35,6 +36,50 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of each sample, [B]."""
     _same(prediction, target)
     return (prediction - target).square().flatten(1).mean(dim=1)
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor, huber: float = 0.00054) -> Tensor:
+    """``(sqrt(|p - t|^2 + c^2) - c) / d`` of each sample [B], with ``c = huber sqrt(d)`` of its ``d`` dimensions.
+
+    arXiv 2310.14189, eq. 7, there without the division.
+    """
+    _same(prediction, target)
+    difference = (prediction - target).flatten(1)
+    dimensions = difference.shape[1]
+    c = huber * math.sqrt(dimensions)
+    return (torch.sqrt(difference.square().sum(dim=1) + c**2) - c) / dimensions
+
+
+def adaptive(errors: Tensor, dimensions: int, power: float = 1.0, floor: float = 1e-3) -> Tensor:
+    """Squared errors [B], as means over ``dimensions``, weighted by ``1 / sg[|d|^2 + floor]^power`` (arXiv 2505.13447).
+
+    With a power of 1/2 it is the gradient of a pseudo-Huber distance; with 1 all samples pull alike.
+    """
+    return errors / (errors.detach() * dimensions + floor) ** power
+
+
+def identity_loss(samples: Tensor, real: Tensor, fake: Tensor, alpha: float, *, normalise: bool = True) -> Tensor:
+    """The generator's loss of score identity distillation, [B] (arXiv 2404.04057, eq. 23).
+
+    ``w <real - fake, fake - x> + (1 - alpha) w |real - fake|^2`` over the dimensions, with the estimates at noised
+    ``samples`` that let gradients pass to them, and ``w = 1 / sg[mean |x - real|]``. At ``alpha`` 1/2 and without
+    ``normalise``, twice its gradient is that of ``|real - fake|^2`` for a perfect critic.
+
+    Args:
+        samples: x [B, *shape], of the generator.
+        real: the teacher's estimates [B, *shape].
+        fake: the critic's estimates [B, *shape].
+        alpha: 1 is the choice that hardly fails, 1.2 the paper's best.
+        normalise: whether to weigh by ``w``.
+    """
+    _same(samples, real)
+    _same(samples, fake)
+    gap = real - fake
+    value = (gap * (fake - samples) + (1 - alpha) * gap.square()).flatten(1).mean(dim=1)
+    if not normalise:
+        return value
+    scale = (samples - real).detach().abs().flatten(1).mean(dim=1)
+    return value / scale.clamp_min(1e-5)
 
 
 def matching_direction(samples: Tensor, real: Tensor, fake: Tensor, *, normalise: bool = True) -> Tensor:

@@ -8,7 +8,7 @@ responsibilities ``r_k(x) = softmax_k [log w_k + log N(x; alpha mu_k, C_k)]``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -145,11 +145,14 @@ class GaussianMixture(nn.Module):
 
     def sample(self, count: int, seed: int = 0, *, first: int = 0, label: Tensor | None = None) -> Draw:
         """Exact samples ``first, ..., first + count - 1`` of the endless list that ``seed`` names."""
-        ids = torch.arange(first, first + count, device=self.means.device)
-        u = noise.uniform(ids, (1,), (seed, "mixture component")).to(self.means.dtype)
-        weights = self._allowed(label, count).softmax(dim=1).cumsum(dim=1)
+        return self.draw(torch.arange(first, first + count, device=self.means.device), seed, label)
+
+    def draw(self, ids: Tensor, key: Hashable, label: Tensor | None = None) -> Draw:
+        """The exact samples with these numbers (int64 [B]) of the endless list that ``key`` names."""
+        u = noise.uniform(ids, (1,), (key, "mixture component")).to(self.means.dtype)
+        weights = self._allowed(label, len(ids)).softmax(dim=1).cumsum(dim=1)
         component = torch.searchsorted(weights.contiguous(), u).squeeze(1).clamp_(max=len(self.weights) - 1)
-        z = noise.normal(ids, self.shape, (seed, "mixture noise")).to(self.means.dtype)
+        z = noise.normal(ids, self.shape, (key, "mixture noise")).to(self.means.dtype)
         return Draw(self.means[component] + self.variances[component].sqrt() * z, component)
 
     def entropy(self, count: int = 20_000, seed: int = 0) -> float:

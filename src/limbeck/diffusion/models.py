@@ -221,7 +221,7 @@ def few_step(
         raise UserError(f"few_step: levels must be nfe: {nfe} falling numbers above 0, not {list(levels)}")
     if rule == "map" and not getattr(network, "jumps", False):
         raise UserError(f"few_step: rule: map needs a network that knows where it goes: '{net.name}' with jumps: true")
-    return FewStep(network, levels, rule, scale=scale)
+    return FewStep(network, levels, rule, scale=scale, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def _network(

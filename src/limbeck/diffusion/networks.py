@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from limbeck.diffusion.paths import like, precondition
 
 Activation = Literal["silu", "gelu", "relu"]
+L = TypeVar("L", bound=nn.Module)
 LOWEST = 0.002
 """The lowest level that a second level is told apart from: EDM's lowest."""
 
@@ -22,6 +23,8 @@ class Backbone(nn.Module):
     """
 
     condition: Condition
+    features_at: str
+    """Path of the module whose output describes the sample best."""
 
     def forward(self, x: Tensor, c_noise: Tensor, **given: Tensor | None) -> Tensor:
         """``[B, *shape] -> [B, *shape]``; ``given`` are arguments of :meth:`Condition.forward`."""
@@ -90,12 +93,18 @@ class EDMDenoiser(nn.Module):
     @property
     def jumps(self) -> bool:
         """Whether it takes the level that a jump goes to."""
-        return getattr(self.backbone.condition, "to", None) is not None
+        return getattr(self.backbone.condition, "second", None) is not None
 
     @property
     def guided(self) -> bool:
         """Whether it takes a strength of guidance."""
-        return getattr(self.backbone.condition, "scale", None) is not None
+        return getattr(self.backbone.condition, "strength", None) is not None
+
+    @property
+    def features_at(self) -> str | None:
+        """Path of the module whose output describes a sample best: where a discriminator looks."""
+        inside = getattr(self.backbone, "features_at", None)
+        return None if inside is None else f"backbone.{inside}"
 
     def example_inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Arguments for one call."""
@@ -140,8 +149,8 @@ class Condition(nn.Module):
         inputs = 2 * len(self.level.frequencies)
         self.embed = nn.Linear(inputs, width)
         self.label = None if classes is None else nn.Embedding(classes + 1, width)
-        self.to = zero(nn.Linear(inputs, width)) if jumps else None
-        self.scale = zero(nn.Linear(inputs, width)) if guided else None
+        self.second = zero(nn.Linear(inputs, width)) if jumps else None
+        self.strength = zero(nn.Linear(inputs, width)) if guided else None
 
     def forward(
         self, c_noise: Tensor, label: Tensor | None = None, to: Tensor | None = None, scale: Tensor | None = None
@@ -152,19 +161,19 @@ class Condition(nn.Module):
             null = self.label.num_embeddings - 1
             rows = torch.full_like(c_noise, null, dtype=torch.long) if label is None else label % (null + 1)
             h = h + self.label(rows)  # -1 wraps to the last row, the unconditional one
-        if self.to is not None:
+        if self.second is not None:
             there = c_noise if to is None else torch.log(to.clamp_min(LOWEST)) / 4
-            h = h + self.to(self.level(there))
-        if self.scale is not None:
+            h = h + self.second(self.level(there))
+        if self.strength is not None:
             strength = torch.ones_like(c_noise) if scale is None else scale
-            h = h + self.scale(self.level(torch.log(strength.clamp_min(LOWEST)) / 4))
+            h = h + self.strength(self.level(torch.log(strength.clamp_min(LOWEST)) / 4))
         return h
 
 
-def zero(layer: nn.Linear) -> nn.Linear:
-    """The layer with weights and bias set to zero."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def zero(layer: L) -> L:
+    """The layer with its parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
@@ -189,6 +198,7 @@ class MLPBackbone(Backbone):
         self.first = nn.Linear(size, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = nn.Linear(width, size)
+        self.features_at = f"layers.{depth - 1}"
 
     def forward(self, x: Tensor, c_noise: Tensor, **given: Tensor | None) -> Tensor:
         """``[B, *shape] -> [B, *shape]``."""

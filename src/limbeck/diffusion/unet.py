@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.diffusion.networks import Backbone, Condition
+from limbeck.diffusion.networks import Backbone, Condition, zero
 
 GROUPS = 8
 
@@ -24,6 +24,8 @@ class UNetBackbone(Backbone):
         attention: whether the lowest resolution has an attention layer.
         classes: see :class:`~limbeck.diffusion.networks.Condition`, like what follows.
     """
+
+    features_at = "middle"
 
     def __init__(
         self,
@@ -87,12 +89,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(math.gcd(GROUPS, inputs), inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(emb, 2 * outputs)
+        self.modulation = zero(nn.Linear(emb, 2 * outputs))
         self.norm2 = nn.GroupNorm(GROUPS, outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.conv2 = zero(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -133,9 +132,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.out = nn.Conv1d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B, C, H, W]``."""

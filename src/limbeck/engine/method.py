@@ -142,6 +142,8 @@ class Method:
     """True when the loss compares samples within a batch, so that a batch cannot be cut."""
     data_free: ClassVar[bool] = False
     """True when a step needs no data: the batch then holds only ``id``."""
+    data_optional: ClassVar[bool] = False
+    """True when a method that needs no data learns from it where the recipe has some."""
     truncated: ClassVar[bool] = False
     """True when the method can learn from a teacher's top k with their tail (``logits_topk``) as well."""
     live: ClassVar[bool] = False
