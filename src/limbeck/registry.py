@@ -74,6 +74,7 @@ class Kind:
 
 
 ModelBlock = Annotated[Block, Kind("model")]
+DataBlock = Annotated[Block, Kind("data")]
 LossBlock = Annotated[Block, Kind("loss")]
 MethodBlock = Annotated[Block, Kind("method")]
 TransformBlock = Annotated[Block, Kind("transform")]

@@ -103,7 +103,7 @@ MAIN = {
     "segmentation": ("miou", "pixel_accuracy"),
     "detection": ("ap50",),
     "language": ("perplexity", "bits_per_token", "accuracy", "nll"),
-    "generation": ("energy_distance", "mmd", "oracle_nll", "mode_coverage"),
+    "generation": ("energy_distance", "frechet", "mmd", "oracle_nll", "mode_coverage"),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from limbeck.diffusion import mixture
-from limbeck.diffusion.metrics import mixture_quality
+from limbeck.diffusion.metrics.laws import mixture_quality
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation

@@ -1,0 +1,1 @@
+"""How well generators do: against laws that are known, and against pictures."""
