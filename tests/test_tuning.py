@@ -13,6 +13,7 @@ from limbeck.registry import find
 from limbeck.tuning import Ranking, Tuned, compare_methods, dial_of, interval
 from toolkit.runs import command, refused, tiny, written
 
+SID = {"method": {"name": "sid"}, "student": {"net": {"floor": 0.0}}}
 DIGITS = {"name": "digits", "train_size": 60, "val_size": 40, "test_size": 40}
 
 
@@ -53,6 +54,25 @@ def test_every_method_has_the_same_budget_and_other_seeds_judge(
     path = written(tmp_path, "mine", data=DIGITS, train={"steps": 4, "batch_size": 16}, evaluate=["accuracy"])
     said = command(capsys, "compare", path, "--methods", "kd", "--trials", "1", "--seeds", "2")
     assert said.code == 0 and said.out.split()[:3] == ["rank", "method", "accuracy"]
+
+
+def test_generators_are_compared_by_their_samples(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        {
+            "title": "x",
+            "teacher": {"name": "gaussian_ring", "modes": 3},
+            "student": {"name": "few_step", "net": {"name": "mlp_denoiser", "width": 8, "depth": 1, "floor": 0.002}},
+            "method": {"name": "consistency", "levels": 4},
+            "train": {"steps": 8, "batch_size": 16},
+            "evaluate": [{"name": "mixture_quality", "samples": 100}],
+            "claim": {"says": "x", "arms": {"consistency": {}, "sid": SID}, "expect": ["mmd.sid < mmd.consistency"]},
+        }
+    )
+    ranking = compare_methods(recipe, ["consistency", "sid"], trials=2, seeds=2, runs=tmp_path / "runs", quiet=True)
+    assert (ranking.metric, ranking.higher) == ("energy_distance", False)
+    assert set(ranking.scores) == {"consistency", "sid"}
+    assert ranking.tuned["sid"].chosen.keys() == {"lr", "alpha"}
+    assert ranking.tuned["sid"].overrides["student"] == SID["student"], "the arm of that name says what it needs"
 
 
 def test_ranks_are_ranges_where_intervals_overlap() -> None:

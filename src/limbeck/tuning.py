@@ -3,7 +3,8 @@
 Every method gets the same number of trials. A trial chooses the method's main dial and the learning rate (Optuna), and
 is trained for a quarter, a half and the whole of the recipe's length, as long as it stays among the better ones
 (successive halving). Trials are judged on the validation split; the winner of each method is then trained anew with
-other seeds and judged on the test split.
+other seeds and judged on the test split. Generators have no validation split: their trials are judged by the recipe's
+first metric on samples of another seed, and nothing is trained without a teacher beside them.
 """
 
 from __future__ import annotations
@@ -114,12 +115,14 @@ def compare_methods(
     named = list(dict.fromkeys(methods))
     if not named or trials < 1 or seeds < 2:
         raise UserError("comparing methods takes at least one method, one trial and two seeds")
-    starts = {method: _start(recipe, method) for method in [*named, ALONE]}
+    task = task_of(recipe)
+    starts = {method: _start(recipe, method) for method in ([*named] if task == "generation" else [*named, ALONE])}
     folder = Path(runs)
-    tuned = {m: _tune(recipe, m, overrides, trials, folder, quiet) for m, overrides in starts.items()}
+    trainer = _sampler if task == "generation" else _trainer
+    tuned = {m: _tune(recipe, m, o, trials, trainer(recipe, m, folder), quiet) for m, o in starts.items()}
     chosen = list(range(recipe.seed, recipe.seed + seeds))
     table = measure(recipe, {m: t.overrides for m, t in tuned.items()}, chosen, folder, quiet=quiet).table
-    metric, higher = _main_metric(table[named[0]])
+    metric, higher = _main_metric(table[named[0]], task)
     ranking = Ranking(metric, higher, tuned, {m: values[metric] for m, values in table.items()})
     ranking.rows = [
         {"name": m, "seed": s, "metrics": {k: v[i] for k, v in metrics.items()}, "labels": {}}
@@ -134,7 +137,14 @@ def compare_methods(
 
 
 def _start(recipe: Recipe, method: str) -> dict[str, Any]:
-    """The arm of a method before it is tuned: the recipe's own arguments where it is the recipe's method."""
+    """The arm of a method before it is tuned.
+
+    The recipe's arm of that name, which may say what student the method needs; else the recipe with another method, or
+    with its own arguments where it is the recipe's.
+    """
+    arm = recipe.arms.get(method)
+    if arm is not None and arm_recipe(recipe, arm).method.name == method:
+        return dict(arm)
     if method == ALONE:
         return {"method": {"name": "supervised"}, "teacher": None, "teachers": None}
     return {} if method == recipe.method.name else {"method": {"name": method}}
@@ -152,7 +162,11 @@ def dial_of(part: Part) -> Param | None:
     return next((p for p in part.params if p.source == "float" and not p.required and p.default > 0), None)
 
 
-def _tune(recipe: Recipe, method: str, overrides: Mapping[str, Any], trials: int, runs: Path, quiet: bool) -> Tuned:
+Trial = Callable[[Mapping[str, Any], float], float]
+"""From the overrides of an arm and a share of the recipe's length to a score, higher the better."""
+
+
+def _tune(recipe: Recipe, method: str, overrides: Mapping[str, Any], trials: int, trained: Trial, quiet: bool) -> Tuned:
     try:
         import optuna
     except ImportError as error:
@@ -161,7 +175,6 @@ def _tune(recipe: Recipe, method: str, overrides: Mapping[str, Any], trials: int
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     own = arm_recipe(recipe, overrides)
     ranges = dict(_ranges(own))
-    trained = _trainer(recipe, method, runs)
 
     def objective(trial: optuna.Trial) -> float:
         chosen = {name: trial.suggest_float(name, low, high, log=True) for name, (_, low, high) in ranges.items()}
@@ -218,7 +231,26 @@ def _with(overrides: Mapping[str, Any], chosen: Mapping[str, float], method: str
     return whole
 
 
-def _trainer(recipe: Recipe, method: str, runs: Path) -> Callable[[Mapping[str, Any], float], float]:
+def task_of(recipe: Recipe) -> str:
+    """What the recipe's data are for; without data, generation."""
+    from limbeck.data import load_data
+
+    return next((load_data(block).spec.task for block in recipe.data.values()), "generation")
+
+
+def _sampler(recipe: Recipe, method: str, runs: Path) -> Trial:
+    """A function that trains an arm for a share of the recipe's length and judges its samples."""
+
+    def train(overrides: Mapping[str, Any], share: float) -> float:
+        found = measure(_shortened(recipe, share), {method: overrides}, [recipe.seed + TUNING_SEED], runs, quiet=True)
+        values = found.table[method]
+        metric, higher = _main_metric(values, "generation")
+        return values[metric][0] if higher else -values[metric][0]
+
+    return train
+
+
+def _trainer(recipe: Recipe, method: str, runs: Path) -> Trial:
     """A function that trains an arm for a share of the recipe's length and gives its score on the validation split."""
     from limbeck.engine.devices import launch
     from limbeck.run import placement_of
@@ -267,10 +299,10 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def _main_metric(metrics: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
+def _main_metric(metrics: Mapping[str, Sequence[float]], task: str) -> tuple[str, bool]:
     from limbeck.report import labels
 
-    found = labels.main_metric(metrics, "classification")
+    found = labels.main_metric(metrics, task)
     if found is None:
         raise UserError("the recipe evaluates nothing that methods could be ranked by: give it evaluate: [accuracy]")
     return found.key, found.better != "lower"
