@@ -12,6 +12,7 @@ QUALITY = (
     ("ap50", "AP50 {:.1%}", True),
     ("perplexity", "perplexity {:.3f}", False),
     ("energy_distance", "energy distance {:.4f}", False),
+    ("frechet", "Fréchet distance {:.3f}", False),
 )
 
 
@@ -42,6 +43,7 @@ def kept(results: Mapping[str, Any]) -> str:
             says.append(f"{_number(text, control['metrics'][key])} for {control['label'].lower()}")
         break
     if teacher:
+        says += _times(teacher["metrics"], student, "nfe", "fewer network evaluations", "more network evaluations")
         says += _times(teacher["metrics"], student, "parameters", "fewer parameters", "more parameters")
         says += _times(teacher["metrics"], student, "latency_ms", "lower latency", "higher latency")
     return "Kept: " + (", ".join(says) if says else "see the report")
@@ -64,6 +66,8 @@ def _line(metrics: Mapping[str, float]) -> str:
     parts = [text.format(metrics[key]) for key, text, _ in QUALITY if key in metrics][:1]
     if "parameters" in metrics:
         parts.append(f"{int(metrics['parameters']):,} parameters ({_bytes(metrics.get('bytes', 0))})")
+    if "nfe" in metrics:
+        parts.append(f"{int(metrics['nfe'])} network evaluations")
     if "latency_ms" in metrics:
         parts.append(f"{metrics['latency_ms']:.3f} ms")
     return ", ".join(parts)

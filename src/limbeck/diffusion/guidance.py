@@ -14,7 +14,7 @@ class Guided:
 
     Args:
         denoise: takes ``label`` (int64 [B]) or, without it, gives the unconditional estimate.
-        scale: the strength of guidance.
+        scale: the strength of guidance; a tensor that multiplies samples [B, *shape] gives each its own.
 
     Attributes:
         cost: network evaluations of one call, which samplers count.
@@ -22,7 +22,7 @@ class Guided:
 
     cost = 2
 
-    def __init__(self, denoise: Denoise, scale: float) -> None:
+    def __init__(self, denoise: Denoise, scale: float | Tensor) -> None:
         self.denoise = denoise
         self.scale = scale
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from limbeck.diffusion import samplers
 from limbeck.diffusion.guidance import Guided
+from limbeck.diffusion.levels import log_uniform
 from limbeck.diffusion.mixture import Draw, GaussianMixture
+from limbeck.diffusion.paths import like
 from limbeck.engine import noise
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation, Scores, evaluating
@@ -141,6 +144,53 @@ def flow_error(
     ends = samplers.flow(flow, start.double() * sigma, sigma, sigma_min, steps, **condition)
     error = (made.double() - ends).flatten(1).square().mean(dim=1).mean().sqrt()
     return Scores({"flow_error": float(error) / law.sigma_data}, {})
+
+
+@register(
+    "metric",
+    task={"generation"},
+    better={"guidance_error": "lower"},
+    labels={"guidance_error": ("Relative error to the guided teacher", "%")},
+)
+def guidance_error(
+    evaluation: Evaluation,
+    *,
+    samples: int = 2000,
+    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0),
+    sigma_min: float = 0.02,
+    sigma_max: float = 20.0,
+) -> Scores:
+    """How far a network that is told of guidance is from the guided exact teacher, at every strength and noise level.
+
+    The root mean square of the difference of the two estimates at noised exact samples, levels log-uniform, over that
+    of the teacher's estimates; 0 is exact.
+
+    Args:
+        evaluation: what is judged: a generator with a network that takes ``scale``, beside an exact mixture with
+            classes as the teacher.
+        samples: noised samples at each strength.
+        scales: strengths of guidance.
+        sigma_min: lowest level.
+        sigma_max: highest level.
+
+    Raises:
+        UserError: no exact mixture.
+    """
+    law, model = _law(evaluation), evaluation.model
+    if not hasattr(model, "net") or law.labels is None:
+        return Scores({}, {})
+    drawn = law.sample(samples, evaluation.seed)
+    ids = torch.arange(samples)
+    sigma = log_uniform(noise.uniform(ids, (1,), (evaluation.seed, "level")).squeeze(1), sigma_min, sigma_max)
+    x = drawn.samples.float() + like(sigma, drawn.samples) * noise.normal(ids, law.shape, (evaluation.seed, "noise"))
+    label, wrong, whole = law.labels[drawn.component], 0.0, 0.0
+    with torch.no_grad(), evaluating(model):
+        for scale in scales:
+            right = Guided(law, scale)(x, sigma, label)
+            answer = model(x, label, at=sigma, scale=torch.full_like(sigma, scale))
+            wrong += float((answer - right).square().mean())
+            whole += float(right.square().mean())
+    return Scores({"guidance_error": math.sqrt(wrong / whole)}, {"scales": list(scales)})
 
 
 def generate(
