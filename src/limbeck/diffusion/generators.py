@@ -135,6 +135,10 @@ class GeneratorMethod(DiffusionMethod):
         """Weighted denoising error [B] of the critic on fresh samples, which take no gradient."""
         with torch.no_grad():
             samples, label = self.generate(batch, clock, name)
+        return self.denoising(samples, label, batch, clock, name)
+
+    def denoising(self, samples: Tensor, label: Tensor | None, batch: Batch, clock: Clock, name: str) -> Tensor:
+        """Weighted denoising error [B] of the critic on these samples."""
         at = self.noised(samples, label, batch, clock, name)
         weight = denoising_weight(at.sigma, self.critic_weighting, self.critic_sigma_data)
         return weight * squared_error(self.fake(at), samples)
