@@ -181,7 +181,9 @@ def _augmented(bench: Bench) -> Any:
 def _spy(module: nn.Module, found: set[str]) -> None:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args[:1], *(kwargs[k] for k in ("input_ids", "pixel_values", "input") if k in kwargs)]
-        found.update(tensor_hash({"": t}) for t in given if isinstance(t, Tensor))
+        # Inside a forward-mode derivative an input has no values of its own; it was seen when it was drawn.
+        real = (t for t in given if isinstance(t, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(t))
+        found.update(tensor_hash({"": t}) for t in real)
 
     module.register_forward_pre_hook(note, with_kwargs=True)
 

@@ -50,7 +50,8 @@ class TDM(GeneratorMethod):
 
     Args:
         critic_target: what the critic learns.
-        importance: whether samples of the critic are weighted by how likely their whole noise is.
+        importance: whether the critic's samples are weighted by how likely their whole noise is, for the target
+            ``estimate``.
         middle: the level of the point that is noised on: the ``next``, or a ``random`` one down to it.
     """
 
@@ -134,9 +135,9 @@ class TDM(GeneratorMethod):
             reached = self.reach(batch, clock, name)
         at, eps = self.onwards(reached, batch, clock, name, low=0.0, high=1.0)
         weight = denoising_weight(at.sigma, self.critic_weighting, self.critic_sigma_data)
-        if self.importance:
-            weight = weight * importance(reached.kept, eps, at.sigma, reached.mid)
         if self.critic_target == "estimate":
+            if self.importance:
+                weight = weight * importance(reached.kept, eps, at.sigma, reached.mid)
             return weight * squared_error(self.fake(at), reached.samples)
         fresh = fresh_level(at.sigma, reached.mid)
         target = score_target(at.x, eps, at.sigma, fresh)
