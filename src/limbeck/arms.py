@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck import __version__
 from limbeck.codehash import code_of, toolkit_hash
+from limbeck.recipe.parts import method_named
 from limbeck.registry import find
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ def arm_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     and ``train`` say of the method: its hyper-parameters are no words of the other's, nor are its learners' roles.
     """
     whole: dict[str, Any] = {"claim": None, "controls": False, **overrides}
-    method = overrides.get("method")
-    name = method.get("name", recipe.method.name) if isinstance(method, Mapping) else method
-    if name not in (None, recipe.method.name):
+    if method_named(overrides, recipe.method.name) != recipe.method.name:
         if recipe.phases and "phases" not in overrides:
             whole["phases"] = _student_phases(recipe) or None
         foreign = {role: None for role in recipe.train.learners if role != STUDENT}
@@ -75,9 +74,8 @@ def _student_phases(recipe: Recipe) -> list[dict[str, Any]]:
         if phase.learners is not None and STUDENT not in phase.learners:
             continue
         names = [p["name"] for p in kept]
-        method = phase.overrides.get("method") or {}
-        named = method if isinstance(method, str) else method.get("name")
-        dropped = ("learners",) if named == "supervised" else ("method", "learners")
+        of_labels = method_named(phase.overrides) == "supervised"
+        dropped = ("learners",) if of_labels else ("method", "learners")
         own = {k: v for k, v in tree.items() if k not in dropped}
         if isinstance(phase.start, str) and phase.start not in names:
             own.pop("from", None)

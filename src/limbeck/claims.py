@@ -208,6 +208,7 @@ def measure(
     *,
     quiet: bool = True,
     values: Set[str] | None = None,
+    loaded: dict[str, Any] | None = None,
 ) -> Measured:
     """Train and judge every arm with every seed. The teacher is trained once, with the recipe's own seed.
 
@@ -218,6 +219,7 @@ def measure(
         runs: folder for what is trained.
         quiet: no progress.
         values: those that are wanted; metrics that give none of them are left out. None for all.
+        loaded: keeps the data for later calls, see :func:`arm_context`.
     """
     from limbeck.engine.devices import launch
     from limbeck.preflight import preflight
@@ -225,7 +227,7 @@ def measure(
 
     fabric = launch(placement_of(recipe))
     folder = runs / "proofs"  # of all recipes: many share their controls
-    loaded: dict[str, Any] = {}
+    loaded = {} if loaded is None else loaded
     found = Measured({arm: {} for arm in arms}, machine(fabric))
     own = {arm: _with_metrics(arm_recipe(recipe, overrides), values) for arm, overrides in arms.items()}
     contexts = {arm: arm_context(made, folder, fabric, loaded, quiet=quiet) for arm, made in own.items()}

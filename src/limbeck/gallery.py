@@ -12,6 +12,7 @@ from limbeck import registry
 from limbeck.codehash import part_hash
 from limbeck.errors import UserError
 from limbeck.recipe.blocks import OFFERED
+from limbeck.recipe.parts import method_named
 from limbeck.recipe.source import UnreadableError, read_file
 from limbeck.registry import Part, nearest
 
@@ -232,10 +233,8 @@ def _ledger(path: Path) -> Path:
 
 def sources_hash(recipe: Recipe) -> dict[str, str]:
     """What a record was measured at: the recipe's content and its methods' files."""
-    methods = {recipe.method.name}
-    for overrides in recipe.arms.values():
-        given = overrides.get("method") or {}
-        methods.add(given if isinstance(given, str) else given.get("name", recipe.method.name))
+    own = recipe.method.name
+    methods = {own, *(method_named(overrides, own) or own for overrides in recipe.arms.values())}
     parts = {name: registry.find("method", name) for name in sorted(methods)}
     return {"recipe": recipe.fingerprint(), **{f"method {n}": part_hash(p) for n, p in parts.items()}}
 

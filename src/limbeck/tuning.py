@@ -240,10 +240,11 @@ def task_of(recipe: Recipe) -> str:
 
 def _sampler(recipe: Recipe, method: str, runs: Path) -> Trial:
     """A function that trains an arm for a share of the recipe's length and judges its samples."""
+    loaded = dict[str, Any]()
 
     def train(overrides: Mapping[str, Any], share: float) -> float:
-        found = measure(_shortened(recipe, share), {method: overrides}, [recipe.seed + TUNING_SEED], runs, quiet=True)
-        values = found.table[method]
+        seeds, shorter = [recipe.seed + TUNING_SEED], _shortened(recipe, share)
+        values = measure(shorter, {method: overrides}, seeds, runs, loaded=loaded).table[method]
         metric, higher = _main_metric(values, "generation")
         return values[metric][0] if higher else -values[metric][0]
 

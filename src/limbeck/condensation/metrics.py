@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
-from limbeck.data.base import DataSpec
+from limbeck.data.base import DataSpec, for_page
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation, Scores
 from limbeck.registry import Block, ModelBlock, register
@@ -103,12 +103,7 @@ def pictures(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
         seen[label] = seen.get(label, 0) + 1
         if seen[label] <= SHOWN and len(rows) < SHOWN_IN_ALL:
             rows.append(row)
-    view = (-1, *[1] * (images.dim() - 2))
-    shown = images[rows].detach().cpu().double()
-    if spec.mean and spec.std:
-        shown = shown * torch.tensor(spec.std).view(view) + torch.tensor(spec.mean).view(view)
-    shown = (shown.clamp(0, 1) * 1000).round() / 1000
-    return {"images": shown.tolist(), "image_labels": [hard[r] for r in rows]}
+    return {"images": for_page(images[rows], spec), "image_labels": [hard[r] for r in rows]}
 
 
 @torch.no_grad()

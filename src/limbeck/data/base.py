@@ -66,6 +66,21 @@ class DataSpec:
         return asdict(self)
 
 
+def unscaled(images: Tensor, spec: DataSpec) -> Tensor:
+    """Images [N, C, ...] with the spec's normalisation undone and what no real image has cut off: in [0, 1]."""
+    if spec.mean and spec.std:
+        view = (-1, *[1] * (images.dim() - 2))
+        images = images * torch.tensor(spec.std).view(view) + torch.tensor(spec.mean).view(view)
+    return images.clamp(0, 1)
+
+
+def for_page(images: Tensor, spec: DataSpec) -> list[Any]:
+    """Images [N, C, ...] as the nested lists that a report shows: in [0, 1], to three digits."""
+    shown = unscaled(images.detach().cpu().double(), spec)
+    pictures: list[Any] = ((shown * 1000).round() / 1000).tolist()
+    return pictures
+
+
 @runtime_checkable
 class Source(Protocol):
     """Rows that can be fetched by index. ``fingerprint`` names the content (a cache and a run are tied to it)."""

@@ -52,9 +52,3 @@ def _whole(source: Source, size: int | None) -> tuple[Tensor, Tensor]:
     images = torch.cat([p["input"] for p in parts])
     labels = torch.cat([p["label"] for p in parts])
     return (images if size is None else F.adaptive_avg_pool2d(images, size)), labels
-
-
-def undone(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised pictures [N, C, H, W] as values in [0, 1]."""
-    scale = torch.tensor(std or (1.0,)).view(-1, 1, 1)
-    return (images * scale + torch.tensor(mean or (0.0,)).view(-1, 1, 1)).clamp(0, 1)

@@ -50,15 +50,14 @@ class Features:
         chosen = path or getattr(trunk, "features_at", None)
         if chosen is None:
             raise UserError(f"{type(trunk).__name__} does not say where its features are: name a module of it")
-        submodule(trunk, chosen)
         self.trunk = trunk
-        self.path: str = chosen
+        self.place = submodule(trunk, chosen)
 
     def __call__(self, call: Any, *args: Any, **given: Any) -> Tensor:
         """The features while ``call(*args, **given)`` runs the network (as the loop wrapped it)."""
-        with Taps(self.trunk, [self.path]) as taps:
+        with Taps(self.place, [""]) as taps:  # the place itself: a step does not search the network for it
             call(*args, **given)
-            return taps.pop()[self.path]
+            return taps.pop()[""]
 
     def width(self, shape: tuple[int, ...]) -> int:
         """How many features there are, for samples of a shape."""

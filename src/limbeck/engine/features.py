@@ -39,9 +39,11 @@ def channels_last(module: nn.Module) -> bool:
     return any(getattr(child, "output_fmt", None) == "NHWC" for child in module.modules())
 
 
-def keeps_channels_first(child: nn.Module) -> bool:
-    """Whether a part of such a model gives [B, C, H, W] all the same, as PyTorch's own layers for maps do."""
-    return isinstance(child, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d)
+def turned(module: nn.Module) -> Callable[[nn.Module], bool]:
+    """Which parts of a model give maps with channels last: of such a model all but PyTorch's own layers for maps."""
+    last = channels_last(module)
+    own = nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d
+    return lambda child: last and not isinstance(child, own)
 
 
 def _moved(value: Any, *axes: int) -> Any:
@@ -80,11 +82,10 @@ class Taps:
     ) -> None:
         self.values: dict[str, Any] = {}
         self._handles = []
-        turned = channels_last(module)
+        turns = turned(module)
         for path in paths:
             target = submodule(module, path)
-            turn = turned and not keeps_channels_first(target)
-            self._handles.append(target.register_forward_hook(self._hook(path, of, detach, turn)))
+            self._handles.append(target.register_forward_hook(self._hook(path, of, detach, turns(target))))
 
     def _hook(self, path: str, of: str, detach: bool, turn: bool) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -129,11 +130,10 @@ class Injection(Taps):
     def __init__(self, module: nn.Module, values: dict[str, Tensor | Callable[[Any], Any]]) -> None:
         self.values = {}
         self._handles = []
-        turned = channels_last(module)
+        turns = turned(module)
         for path, value in values.items():
             target = submodule(module, path)
-            turn = turned and not keeps_channels_first(target)
-            self._handles.append(target.register_forward_hook(self._replace(value, turn)))
+            self._handles.append(target.register_forward_hook(self._replace(value, turns(target))))
 
     @staticmethod
     def _replace(value: Tensor | Callable[[Any], Any], turn: bool) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.features import channels_last, first_channels, keeps_channels_first, submodule
+from limbeck.engine.features import first_channels, submodule, turned
 from limbeck.errors import UserError
 from limbeck.models.forward import forward
 
@@ -48,13 +48,12 @@ def places(module: nn.Module, batch: Mapping[str, Any]) -> list[Place]:
     """Every module that gave a feature (a floating tensor of 2 to 4 axes) for a batch, in the order they finished."""
     count = _rows(batch)
     found: dict[str, Place] = {}
-    turned = channels_last(module)
+    turns = turned(module)
 
     def see(path: str) -> Any:
         def hook(child: nn.Module, inputs: Any, output: Any) -> None:
             value = output[0] if isinstance(output, tuple | list) and output else output
-            if turned and not keeps_channels_first(child):
-                value = first_channels(value)
+            value = first_channels(value) if turns(child) else value
             if _is_feature(value, count):
                 found.pop(path, None)  # a module that runs twice stands where it ran last
                 found[path] = Place(path, tuple(value.shape[1:]), not any(child.children()), type(child).__name__)

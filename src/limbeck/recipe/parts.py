@@ -78,3 +78,10 @@ class Assembly:
     train: Train | None = None
     phases: list[Phase] = field(default_factory=list)
     arms: dict[str, Tree] = field(default_factory=dict)
+
+
+def method_named(overrides: Mapping[str, Any], otherwise: str | None = None) -> str | None:
+    """The method's name in overrides of a recipe, which may give a name or a block; ``otherwise`` where they do not."""
+    method = overrides.get("method") or {}
+    name: str | None = method if isinstance(method, str) else method.get("name", otherwise)
+    return name

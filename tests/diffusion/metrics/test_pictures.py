@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.diffusion.data import undone
+from limbeck.data.base import unscaled
 from limbeck.diffusion.judge import judge_of
 from limbeck.diffusion.metrics.pictures import picture_quality
 from limbeck.errors import UserError
@@ -55,7 +55,7 @@ def test_pictures_keep_their_scale_and_can_be_shrunk_and_unlabelled():
     assert (small.spec.shape, small.spec.classes) == ((1, 4, 4), None)
     whole, shrunk = (d.train.batch(torch.arange(5))["input"] for d in (data, small))
     torch.testing.assert_close(shrunk, nn.functional.avg_pool2d(whole, 2))
-    assert float(undone(whole, data.spec.mean, data.spec.std).min()) >= 0
+    assert float(unscaled(whole, data.spec).min()) >= 0
     with pytest.raises(UserError, match="size"):
         digits(size=9)
 

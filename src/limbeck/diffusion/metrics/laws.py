@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion import samplers
+from limbeck.diffusion.base import conditioned
 from limbeck.diffusion.guidance import Guided
 from limbeck.diffusion.levels import log_uniform
 from limbeck.diffusion.mixture import Draw, GaussianMixture
@@ -134,14 +135,13 @@ def flow_error(
     law, model = _law(evaluation), evaluation.model
     if _is_denoiser(model) or int(getattr(model, "draws", 1)) != 1:
         return Scores({}, {})
-    start = noise.normal(torch.arange(samples), law.shape, (evaluation.seed, "mixture quality"))
+    start = starts(model, law.shape, samples, (evaluation.seed, "mixture quality"))
     label = _labels(model, law, law.sample(samples, evaluation.seed))
     made = generate(evaluation, start, label, steps=1).samples
     exact = copy.deepcopy(law).cpu().double()
     flow = exact if guidance == 1 else Guided(exact, guidance)
-    condition = {} if label is None else {"label": label}
     sigma = float(getattr(model, "sigma", 80.0))
-    ends = samplers.flow(flow, start.double() * sigma, sigma, sigma_min, steps, **condition)
+    ends = samplers.flow(flow, start.double() * sigma, sigma, sigma_min, steps, **conditioned(label))
     error = (made.double() - ends).flatten(1).square().mean(dim=1).mean().sqrt()
     return Scores({"flow_error": float(error) / law.sigma_data}, {})
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limbeck.data.base import Source
-from limbeck.diffusion.data import undone
+from limbeck.data.base import Source, for_page
 from limbeck.diffusion.judge import Judge, judge_of
 from limbeck.diffusion.metrics.laws import generate, starts
 from limbeck.errors import UserError
@@ -83,9 +82,7 @@ def picture_quality(
     if not bool(torch.isfinite(made.samples).all()):
         raise UserError("the generator gives pictures with numbers that are not finite: it has diverged")
     values = _compare(judge, made.samples.float(), truth["input"], asked)
-    shown = undone(made.samples[:SHOWN], test.spec.mean, test.spec.std)
-    pictures = [[[round(float(v), 3) for v in row] for row in channel] for channel in shown.mean(dim=1)]
-    details = {"images": pictures} if shown.shape[1] == 1 else {"images": shown.mul(1000).round().div(1000).tolist()}
+    details = {"images": for_page(made.samples[:SHOWN], test.spec)}
     return Scores({**values, "nfe": made.nfe, "sample_ms": made.milliseconds}, details)
 
 
