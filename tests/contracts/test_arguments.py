@@ -81,7 +81,9 @@ def contexts(bench: Bench, name: str) -> Iterator[dict[str, Any]]:
     if isinstance(student, Mapping) and isinstance(student.get("net"), Mapping):
         yield {"teacher": {"classes": 4}, "student": {"net": {"classes": 4}}}  # a conditional generator
         network = {k: v for k, v in student["net"].items() if k != "classes"}
-        yield {"teacher": {**_nothing(bench.recipe.tree.get("teacher")), **network}}  # a teacher of the student's kind
+        alike = {**_nothing(bench.recipe.tree.get("teacher")), **network}
+        yield {"teacher": alike}  # a teacher of the student's kind
+        yield {"teacher": {**alike, "classes": 4}, "student": {"net": {"classes": 4}}}
 
 
 def _nothing(block: Any) -> dict[str, None]:

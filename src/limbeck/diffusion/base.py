@@ -105,7 +105,8 @@ class Pairs(DiffusionMethod):
     """Those that learn from clean samples, or from pairs of noise and what the teacher's sampler makes of it.
 
     Args:
-        pairs: how many pairs to make.
+        pairs: how many pairs to make; of a teacher that can be drawn from, samples without their noise are drawn
+            anew instead.
         pair_steps: Heun steps for each.
     """
 

@@ -112,28 +112,14 @@ class FlowMethod(TrajectoryMethod):
     Args:
         points: whose velocity moves a point: the ``teacher``'s, which makes it distillation, or the ``data``'s, that
             of one clean sample and its noise, which makes it training.
-        pairs: how many samples of the teacher to make, where there are no data and it cannot be drawn from.
-        pair_steps: Heun steps for each.
-        rho: curvature of the noise grid of these.
-        guidance: scale of classifier-free guidance of the teacher, for classes; 1 is none.
-        from_teacher: start networks as copies of the teacher where they have its layers.
     """
 
     needs = {"teacher": {"denoiser"}}
     data_free = True
     data_optional = True
 
-    def __init__(
-        self,
-        *,
-        points: Literal["teacher", "data"] = "teacher",
-        pairs: int = 10_000,
-        pair_steps: int = 18,
-        rho: float = 7.0,
-        guidance: float = 1.0,
-        from_teacher: bool = True,
-    ) -> None:
-        super().__init__(pairs=pairs, pair_steps=pair_steps, rho=rho, guidance=guidance, from_teacher=from_teacher)
+    def __init__(self, *, points: Literal["teacher", "data"] = "teacher", **rest: Any) -> None:
+        super().__init__(**rest)
         self.points = points
 
     def within_range(self, t: Tensor) -> Tensor:

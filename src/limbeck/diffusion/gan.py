@@ -75,8 +75,3 @@ def real_is_real(logit: Tensor) -> Tensor:
 def fake_is_fake(logit: Tensor) -> Tensor:
     """``softplus(logit)`` [B]: the loss of taking a sample for real where it is generated."""
     return F.softplus(logit)
-
-
-def ratio(logit: Tensor, low: float = 1e-3, high: float = 1e3) -> Tensor:
-    """Density of real over generated, ``exp(logit)`` within bounds, [B]."""
-    return torch.exp(logit).clamp(low, high)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 
-def karras(u: Tensor, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+def karras(u: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor, rho: float = 7.0) -> Tensor:
     """The level at the position ``u`` in [0, 1] of EDM's grid; 0 gives ``sigma_min``, 1 ``sigma_max``.
+
+    These may be each sample's own.
 
     Uniform ``u`` is what the distribution-matching methods draw for EDM teachers. Half of the positions of
     ``[0.002, 80]`` at ``rho = 7`` lie below 2.5.

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from limbeck.diffusion.paths import like
-from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.diffusion.trajectories import SolverMethod
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
 
 @register("method")
-class Consistency(TrajectoryMethod):
+class Consistency(SolverMethod):
     """Consistency distillation and training (Song et al., arXiv 2303.01469, algorithms 2 and 3).
 
     The network's answers at two neighbouring levels of one trajectory must be the same, ``f(x', s') = f(x, s)``, and
@@ -56,11 +54,7 @@ class Consistency(TrajectoryMethod):
     def setup(self, parts: Parts) -> None:
         """The student's network must be the identity at ``sigma_min``."""
         super().setup(parts)
-        self.need_floor(parts)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
+        self.need_floor(parts, self.sigma_min)
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The distance between the answers at two neighbouring levels."""

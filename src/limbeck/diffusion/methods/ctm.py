@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +11,14 @@ from limbeck.diffusion.flows import need_jumps
 from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.steps import jump
-from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update, frozen
+from limbeck.diffusion.trajectories import SolverMethod
+from limbeck.engine.method import Batch, Clock, Parts, Term, frozen
 from limbeck.errors import UserError
 from limbeck.registry import register
 
 
 @register("method")
-class CTM(TrajectoryMethod):
+class CTM(SolverMethod):
     """Consistency trajectory models (Kim et al., arXiv 2310.02279), without their adversarial loss.
 
     A jump from level t to s must arrive where the teacher's solver to a level u between and a jump from there do. Both
@@ -53,10 +51,6 @@ class CTM(TrajectoryMethod):
         """The student's network must take two levels."""
         super().setup(parts)
         need_jumps(parts)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The distance of the two ways at level 0, and denoising."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from limbeck.diffusion.levels import log_normal
 from limbeck.diffusion.losses import adaptive, squared_error
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
@@ -36,10 +35,6 @@ class ECT(TrajectoryMethod):
         c: of the adaptive weight, in units of ``sqrt(dimensions)``.
         mean: of the logarithm of the levels t.
         std: standard deviation of that logarithm.
-        pairs: how many samples of the teacher to make, where there are no data and it cannot be drawn from.
-        pair_steps: Heun steps for each.
-        rho: curvature of the noise grid of these.
-        from_teacher: start networks as copies of the teacher where they have its layers.
     """
 
     needs = {"teacher": {"denoiser"}}
@@ -58,12 +53,9 @@ class ECT(TrajectoryMethod):
         c: float = 0.00054,
         mean: float = -1.1,
         std: float = 2.0,
-        pairs: int = 10_000,
-        pair_steps: int = 18,
-        rho: float = 7.0,
-        from_teacher: bool = True,
+        **rest: Any,
     ) -> None:
-        super().__init__(pairs=pairs, pair_steps=pair_steps, rho=rho, from_teacher=from_teacher)
+        super().__init__(**rest)
         if not 0 <= first_stage < stages:
             raise UserError("ect: first_stage must be at least 0 and under stages")
         self.stages = stages
@@ -76,18 +68,9 @@ class ECT(TrajectoryMethod):
         self.std = std
 
     def setup(self, parts: Parts) -> None:
-        """Take the student.
-
-        Raises:
-            UserError: its network is not the identity at level 0 but at another.
-        """
+        """The student's network must be the identity at level 0, since the lower point may be the clean sample."""
         super().setup(parts)
-        if getattr(parts.student.net, "floor", 0.0) != 0:
-            raise UserError("ect: the lower point may be the clean sample itself: leave the net's floor 0")
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
+        self.need_floor(parts, 0.0)
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The weighted distance between the answers at two levels."""

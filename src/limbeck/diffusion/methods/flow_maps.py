@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,8 +10,7 @@ from torch import Tensor
 from limbeck.diffusion.flows import FlowMethod, flow_step, mean_velocity_target, need_jumps
 from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.steps import tangent
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
-from limbeck.errors import UserError
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.registry import register
 
 
@@ -55,8 +52,6 @@ class FlowMaps(FlowMethod):
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
-        if not 0 <= momentum < 1:
-            raise UserError(f"momentum must be at least 0 and under 1, not {momentum}")
         self.kind = kind
         self.diagonal = diagonal
         self.mean = mean
@@ -67,10 +62,6 @@ class FlowMaps(FlowMethod):
         """The student's network must take two levels."""
         super().setup(parts)
         need_jumps(parts)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """What the map misses of its equation, and the velocity of what it starts from."""

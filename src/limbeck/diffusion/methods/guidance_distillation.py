@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.diffusion.base import Pairs, conditioned
+from limbeck.diffusion.base import conditioned
 from limbeck.diffusion.guidance import Guided
 from limbeck.diffusion.levels import log_normal
 from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import like
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.diffusion.trajectories import TrajectoryMethod
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
 
 @register("method")
-class GuidanceDistillation(Pairs):
+class GuidanceDistillation(TrajectoryMethod):
     """The first stage of Meng et al. (arXiv 2210.03142, eq. 1): the student is told the strength of guidance.
 
     It learns ``D(x, sigma, label, scale) = D_null + scale (D_label - D_null)`` for strengths drawn anew for each
@@ -32,10 +32,6 @@ class GuidanceDistillation(Pairs):
         mean: of the logarithm of the noise levels.
         std: standard deviation of that logarithm.
         told: whether the network is told the strength; without, it learns the mean over them.
-        pairs: how many samples of the teacher to make, where there are no data and it cannot be drawn from.
-        pair_steps: Heun steps for each.
-        rho: curvature of the noise grid of these.
-        from_teacher: start the student as a copy of the teacher where it has its layers.
     """
 
     needs = {"teacher": {"denoiser"}}
@@ -52,12 +48,9 @@ class GuidanceDistillation(Pairs):
         mean: float = -0.5,
         std: float = 1.5,
         told: bool = True,
-        pairs: int = 10_000,
-        pair_steps: int = 18,
-        rho: float = 7.0,
-        from_teacher: bool = True,
+        **rest: Any,
     ) -> None:
-        super().__init__(pairs=pairs, pair_steps=pair_steps, rho=rho, from_teacher=from_teacher)
+        super().__init__(**rest)
         if scale_min > scale_max or std <= 0:
             raise UserError("guidance_distillation: scale_min <= scale_max and std > 0 must hold")
         self.scale_min = scale_min
@@ -75,12 +68,8 @@ class GuidanceDistillation(Pairs):
         super().setup(parts)
         if self.classes is None:
             raise UserError("guidance needs classes: give student and teacher 'classes'")
-        if not getattr(getattr(parts.student, "net", None), "guided", False):
+        if not getattr(parts.student.net, "guided", False):
             raise UserError("this student cannot be told the strength of guidance: student: {net: {guided: true}}")
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The weighted error to the guided teacher."""
@@ -92,7 +81,7 @@ class GuidanceDistillation(Pairs):
         u = clock.uniform(ids, (1,), "scale").squeeze(1)
         scale = self.scale_min + u * (self.scale_max - self.scale_min)
         target = self.guided(x, sigma, label, scale)
-        answer = self.student(x, label, at=sigma, **({"scale": scale} if self.told else {}))
+        answer = self.network(x, sigma, label, **({"scale": scale} if self.told else {}))
         return {"guidance": Term.of((1 / sigma**2).clamp_min(1) * squared_error(answer, target))}
 
     @torch.no_grad()

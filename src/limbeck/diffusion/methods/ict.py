@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
@@ -31,10 +30,6 @@ class ICT(TrajectoryMethod):
         mean: of the logarithm of the levels.
         std: standard deviation of that logarithm.
         huber: c of the pseudo-Huber distance, in units of ``sqrt(dimensions)``.
-        pairs: how many samples of the teacher to make, where there are no data and it cannot be drawn from.
-        pair_steps: Heun steps for each.
-        rho: curvature of the noise grid.
-        from_teacher: start networks as copies of the teacher where they have its layers.
     """
 
     needs = {"teacher": {"denoiser"}}
@@ -50,14 +45,12 @@ class ICT(TrajectoryMethod):
         mean: float = -1.1,
         std: float = 2.0,
         huber: float = 0.00054,
-        pairs: int = 10_000,
-        pair_steps: int = 18,
-        rho: float = 7.0,
-        from_teacher: bool = True,
+        **rest: Any,
     ) -> None:
-        super().__init__(huber=huber, pairs=pairs, pair_steps=pair_steps, rho=rho, from_teacher=from_teacher)
+        super().__init__(**rest)
         if first_levels < 1 or levels < 1:
             raise UserError("ict: first_levels and levels must be 1 or more")
+        self.huber = huber
         self.level_count = levels
         self.first_levels = first_levels
         self.mean = mean
@@ -66,11 +59,7 @@ class ICT(TrajectoryMethod):
     def setup(self, parts: Parts) -> None:
         """The student's network must be the identity at ``sigma_min``."""
         super().setup(parts)
-        self.need_floor(parts)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
+        self.need_floor(parts, self.sigma_min)
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The weighted distance between the answers at two neighbouring levels."""

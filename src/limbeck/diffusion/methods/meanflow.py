@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from limbeck.diffusion.flows import FlowMethod, mean_velocity_target, need_jumps
 from limbeck.diffusion.losses import adaptive, squared_error
 from limbeck.diffusion.steps import tangent
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.registry import register
 
 
@@ -50,10 +48,6 @@ class MeanFlow(FlowMethod):
         """The student's network must take two levels."""
         super().setup(parts)
         need_jumps(parts)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The distance of the mean velocity to what its own derivative says it must be."""

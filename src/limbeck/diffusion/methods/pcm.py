@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +10,14 @@ from torch import Tensor
 from limbeck.diffusion.levels import karras
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.steps import jump
-from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.diffusion.trajectories import SolverMethod
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
 
 @register("method")
-class PCM(TrajectoryMethod):
+class PCM(SolverMethod):
     """Phased consistency models (Wang et al., arXiv 2405.18407), without their adversarial loss.
 
     The student's levels cut the trajectory into phases, and a step of DDIM from any point of a phase must arrive at
@@ -46,19 +44,14 @@ class PCM(TrajectoryMethod):
         """Take the student, whose levels are where phases begin.
 
         Raises:
-            UserError: it does not sample by DDIM, or its network is not the identity at level 0 but at another.
+            UserError: it does not sample by DDIM.
         """
         super().setup(parts)
         own = tuple(parts.student.levels)  # type: ignore[arg-type]
         if len(own) > 1 and getattr(parts.student, "rule", "ode") != "ode":
             raise UserError("pcm: the student's steps are DDIM's: student: {rule: ode}")
-        if getattr(parts.student.net, "floor", 0.0) != 0:
-            raise UserError("pcm: the last phase ends at level 0: leave the net's floor 0")
+        self.need_floor(parts, 0.0)  # the end of the last phase
         self.edges = (*own, self.sigma_min)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The distance between where two neighbours arrive at the end of their phase."""
@@ -78,9 +71,5 @@ class PCM(TrajectoryMethod):
         high, low = edges[phase], edges[phase + 1]
         count = max(self.level_count // phases, 1)
         place = (uniform[:, 1] * count).floor()
-        higher, lower = (_between((place + k) / count, low, high, self.rho) for k in (1, 0))
+        higher, lower = (karras((place + k) / count, low, high, self.rho) for k in (1, 0))
         return higher, lower, torch.where(phase == phases - 1, torch.zeros_like(low), low)
-
-
-def _between(u: Tensor, low: Tensor, high: Tensor, rho: float) -> Tensor:
-    return karras(u, low, high, rho)  # type: ignore[arg-type]  # levels of each sample's own

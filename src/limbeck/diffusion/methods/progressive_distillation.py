@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from functools import partial
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from limbeck.diffusion import steps
 from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.engine.momentum import MovingAverage
 from limbeck.errors import UserError
 from limbeck.registry import register
@@ -33,11 +32,6 @@ class ProgressiveDistillation(TrajectoryMethod):
     Args:
         rounds: how many; the first has ``2^(rounds - 1) nfe`` steps, distilled from twice as many of the teacher.
         weighting: of the error of the clean sample: ``truncated`` is max(SNR, 1), ``snr_plus_one`` SNR + 1.
-        pairs: how many samples of the teacher to make, where there are no data and it cannot be drawn from.
-        pair_steps: Heun steps for each.
-        rho: curvature of the noise grid.
-        guidance: scale of classifier-free guidance of the teacher, for classes; 1 is none.
-        from_teacher: start networks as copies of the teacher where they have its layers.
     """
 
     needs = {"teacher": {"denoiser"}}
@@ -50,13 +44,9 @@ class ProgressiveDistillation(TrajectoryMethod):
         *,
         rounds: int = 4,
         weighting: Literal["truncated", "snr_plus_one"] = "truncated",
-        pairs: int = 10_000,
-        pair_steps: int = 18,
-        rho: float = 7.0,
-        guidance: float = 1.0,
-        from_teacher: bool = True,
+        **rest: Any,
     ) -> None:
-        super().__init__(pairs=pairs, pair_steps=pair_steps, rho=rho, guidance=guidance, from_teacher=from_teacher)
+        super().__init__(**rest)
         if rounds < 1:
             raise UserError(f"progressive_distillation: rounds must be 1 or more, not {rounds}")
         self.rounds = rounds
@@ -92,10 +82,6 @@ class ProgressiveDistillation(TrajectoryMethod):
 
     def after_step(self, clock: Clock) -> None:
         """The teacher of a round stays as it is."""
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The weighted error of the clean sample that makes one step of two."""

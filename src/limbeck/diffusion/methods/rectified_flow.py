@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +10,7 @@ from torch import Tensor
 from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.trajectories import TrajectoryMethod
-from limbeck.engine.method import Batch, Clock, Term, Update
+from limbeck.engine.method import Batch, Clock, Term
 from limbeck.registry import register
 
 
@@ -34,11 +32,6 @@ class RectifiedFlow(TrajectoryMethod):
         distil: share of the training, at its end, for the distillation of a single step.
         huber: c of the pseudo-Huber distance of that step, in units of ``sqrt(dimensions)``; by default the distance
             is the mean square.
-        pairs: how many pairs to make.
-        pair_steps: Heun steps for each.
-        rho: curvature of the noise grid of these.
-        guidance: scale of classifier-free guidance of the teacher, for classes; 1 is none.
-        from_teacher: start networks as copies of the teacher where they have its layers.
     """
 
     needs = {"teacher": {"denoiser"}}
@@ -52,21 +45,12 @@ class RectifiedFlow(TrajectoryMethod):
         coupling: Literal["teacher", "independent"] = "teacher",
         distil: float = 0.5,
         huber: float | None = None,
-        pairs: int = 10_000,
-        pair_steps: int = 18,
-        rho: float = 7.0,
-        guidance: float = 1.0,
-        from_teacher: bool = True,
+        **rest: Any,
     ) -> None:
-        super().__init__(
-            huber=huber, pairs=pairs, pair_steps=pair_steps, rho=rho, guidance=guidance, from_teacher=from_teacher
-        )
+        super().__init__(**rest)
         self.coupling = coupling
         self.distil = distil
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
+        self.huber = huber
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The velocity on the lines of pairs, and later the single step."""

@@ -15,7 +15,6 @@ from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import TrigFlow, like
 from limbeck.diffusion.steps import tangent
 from limbeck.engine.method import Batch, Clock, Parts, Term, Update
-from limbeck.errors import UserError
 from limbeck.registry import register
 
 WEIGHT = "loss_weight"
@@ -66,14 +65,9 @@ class SCM(FlowMethod):
         self.learned_weight = learned_weight
 
     def setup(self, parts: Parts) -> None:
-        """Take the student, and build the weight.
-
-        Raises:
-            UserError: the student's network is not the identity at level 0 but at another.
-        """
+        """Take the student, the identity at level 0 as TrigFlow's consistency functions are, and build the weight."""
         super().setup(parts)
-        if getattr(parts.student.net, "floor", 0.0) != 0:
-            raise UserError("scm: TrigFlow's consistency function is the identity at level 0: leave the net's floor 0")
+        self.need_floor(parts, 0.0)
         self.sigma_data = float(getattr(parts.student.net, "sigma_data", 0.5))
         if self.learned_weight:
             self.learners[WEIGHT] = LevelWeight()

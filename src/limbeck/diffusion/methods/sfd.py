@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from limbeck.diffusion.base import conditioned
-from limbeck.diffusion.generators import CRITIC, GeneratorMethod
+from limbeck.diffusion.generators import CRITIC, Noised
 from limbeck.diffusion.losses import identity_loss
+from limbeck.diffusion.methods.sid import SiD
 from limbeck.engine.method import Batch, Clock, Parts, Term, frozen
 from limbeck.errors import UserError
 from limbeck.registry import register
 
 
 @register("method")
-class SFD(GeneratorMethod):
+class SFD(SiD):
     """Score forgetting distillation (Chen et al., arXiv 2409.11219).
 
     Score identity distillation of a conditional teacher, which for the class to forget is asked for its estimate at a
@@ -30,13 +31,11 @@ class SFD(GeneratorMethod):
         forget_share: share of the samples that have the class to forget; the others' classes are uniform.
         forget_weight: of their loss, for the generator.
         forget_critic_weight: of their loss, for the critic.
-        alpha: as in ``sid``.
     """
 
     needs = {"teacher": {"denoiser"}}
     data_free = True
     controls = {"regression": {"method": {"name": "dmd", "distribution_weight": 0.0, "critic_updates": 0}}}
-    dial = "alpha"
 
     def __init__(
         self,
@@ -46,12 +45,9 @@ class SFD(GeneratorMethod):
         forget_share: float = 0.25,
         forget_weight: float = 1.0,
         forget_critic_weight: float = 1.0,
-        alpha: float = 1.0,
-        t_min: float = 0.0,
-        t_max: float = 0.8,
         **rest: Any,
     ) -> None:
-        super().__init__(t_min=t_min, t_max=t_max, **rest)
+        super().__init__(**rest)
         if self.critic_updates == 0 or not 0 < forget_share < 1:
             raise UserError("sfd: critic_updates must be 1 or more, and forget_share between 0 and 1")
         self.forget = forget
@@ -59,7 +55,6 @@ class SFD(GeneratorMethod):
         self.forget_share = forget_share
         self.forget_weight = forget_weight
         self.forget_critic_weight = forget_critic_weight
-        self.alpha = alpha
 
     def setup(self, parts: Parts) -> None:
         """As all generators'.
@@ -93,9 +88,12 @@ class SFD(GeneratorMethod):
         """The identity loss with the teacher at the safe class where the sample's is to be forgotten."""
         samples, label = self.generate(batch, clock, "generator")
         at = self.noised(samples, label, batch, clock, "generator", low=self.t_min, high=self.t_max, through=True)
-        own = cast(Tensor, label)
+        loss = identity_loss(samples, *self.estimates_through(at), self.alpha)
+        return {"identity": Term.of(self.weights(cast(Tensor, label), self.forget_weight) * loss)}
+
+    def estimates_through(self, at: Noised) -> tuple[Tensor, Tensor]:
+        """The teacher's at the safe class and the critic's at the sample's own, with a gradient in ``at.x`` alone."""
+        own = cast(Tensor, at.label)
         asked = torch.where(own == self.forget, self.safe, own)
         with self.teacher.context(), frozen(self.learners[CRITIC]):
-            real, fake = self.real(at.x, at.sigma, **conditioned(asked)), self.fake(at)
-        loss = self.weights(own, self.forget_weight) * identity_loss(samples, real, fake, self.alpha)
-        return {"identity": Term.of(loss)}
+            return self.real(at.x, at.sigma, **conditioned(asked)), self.fake(at)

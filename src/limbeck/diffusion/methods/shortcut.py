@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from math import log2
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from limbeck.diffusion.flows import FlowMethod, flow_step, need_jumps
 from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import like
-from limbeck.engine.method import Batch, Clock, Parts, Term, Update
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
@@ -54,8 +52,8 @@ class Shortcut(FlowMethod):
 
     def __init__(self, *, consistency: float = 0.25, mesh: int = 128, momentum: float = 0.999, **rest: Any) -> None:
         super().__init__(**rest)
-        if mesh < 2 or mesh & (mesh - 1) or not 0 <= momentum < 1:
-            raise UserError("shortcut: mesh must be a power of 2, and momentum at least 0 and under 1")
+        if mesh < 2 or mesh & (mesh - 1):
+            raise UserError(f"shortcut: mesh must be a power of 2, not {mesh}")
         self.consistency = consistency
         self.mesh = mesh
         self.momentum = momentum
@@ -65,10 +63,6 @@ class Shortcut(FlowMethod):
         super().setup(parts)
         need_jumps(parts)
         self.start = self.sigma_max / (1 + self.sigma_max)
-
-    def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
-        """One update, of the student."""
-        yield Update("student", partial(self.terms, batch, clock))
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The distance to the velocity, or to what two halves of a step make."""

@@ -7,16 +7,17 @@ from typing import Any
 from torch import Tensor
 
 from limbeck.diffusion.base import conditioned
-from limbeck.diffusion.generators import CRITIC, GeneratorMethod, Noised
+from limbeck.diffusion.generators import CRITIC, Noised
 from limbeck.diffusion.guidance import Guided
-from limbeck.diffusion.losses import denoising_weight, identity_loss, squared_error
-from limbeck.engine.method import Batch, Clock, Parts, Term, frozen
+from limbeck.diffusion.losses import denoising_weight, squared_error
+from limbeck.diffusion.methods.sid import SiD
+from limbeck.engine.method import Batch, Clock, Parts, frozen
 from limbeck.errors import UserError
 from limbeck.registry import register
 
 
 @register("method")
-class SiDFewStep(GeneratorMethod):
+class SiDFewStep(SiD):
     """Few-step diffusion via score identity distillation (Zhou et al., arXiv 2505.12674).
 
     One network serves all steps of the generator (``student: {name: few_step, nfe: 4}``). The estimate after a random
@@ -29,7 +30,6 @@ class SiDFewStep(GeneratorMethod):
     ``fake_guidance: 0``; *anti-CFG* has negative scales there.
 
     Args:
-        alpha: as in ``sid``.
         critic_guidance: scale of guidance of the critic while it is trained; 1 trains it as it is.
         fake_guidance: scale of guidance of the critic in the generator's loss.
     """
@@ -37,22 +37,11 @@ class SiDFewStep(GeneratorMethod):
     needs = {"teacher": {"denoiser"}}
     data_free = True
     controls = {"regression": {"method": {"name": "dmd", "distribution_weight": 0.0, "critic_updates": 0}}}
-    dial = "alpha"
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        critic_guidance: float = 1.0,
-        fake_guidance: float = 1.0,
-        t_min: float = 0.0,
-        t_max: float = 0.8,
-        **rest: Any,
-    ) -> None:
-        super().__init__(t_min=t_min, t_max=t_max, **rest)
+    def __init__(self, *, critic_guidance: float = 1.0, fake_guidance: float = 1.0, **rest: Any) -> None:
+        super().__init__(**rest)
         if self.critic_updates == 0:
             raise UserError("sid_few_step: critic_updates must be 1 or more")
-        self.alpha = alpha
         self.critic_guidance = critic_guidance
         self.fake_guidance = fake_guidance
 
@@ -78,11 +67,7 @@ class SiDFewStep(GeneratorMethod):
         weight = denoising_weight(at.sigma, self.critic_weighting, self.critic_sigma_data)
         return weight * squared_error(self.guided(at, self.critic_guidance), samples)
 
-    def generator_terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
-        """The identity loss at the noised estimates after a random step."""
-        samples, label = self.generate(batch, clock, "generator")
-        at = self.noised(samples, label, batch, clock, "generator", low=self.t_min, high=self.t_max, through=True)
+    def estimates_through(self, at: Noised) -> tuple[Tensor, Tensor]:
+        """The teacher's and the guided critic's, with a gradient in ``at.x`` alone."""
         with self.teacher.context(), frozen(self.learners[CRITIC]):
-            real = self.real(at.x, at.sigma, **conditioned(at.label))
-            fake = self.guided(at, self.fake_guidance)
-        return {"identity": Term.of(identity_loss(samples, real, fake, self.alpha))}
+            return self.real(at.x, at.sigma, **conditioned(at.label)), self.guided(at, self.fake_guidance)
