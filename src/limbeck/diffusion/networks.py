@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion.paths import like, precondition
+from limbeck.models.lora import without_adapters
 
 Activation = Literal["silu", "gelu", "relu"]
 L = TypeVar("L", bound=nn.Module)
@@ -211,10 +212,12 @@ class MLPBackbone(Backbone):
 def inherit(target: nn.Module, source: nn.Module) -> bool:
     """Copy the source's weights where the target has them all, in the same shapes; says whether it did.
 
-    What the target has besides, such as the embedding of a second level, stays as it is.
+    What the target has besides, such as the embedding of a second level or adapters, stays as it is.
     """
-    own, given = target.state_dict(), source.state_dict()
+    own, given = without_adapters(target), without_adapters(source)
     alike = bool(given) and all(k in own and own[k].shape == v.shape for k, v in given.items())
     if alike:
-        target.load_state_dict(given, strict=False)
+        with torch.no_grad():
+            for name, value in given.items():
+                own[name].copy_(value)
     return alike
