@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck import __version__
 from limbeck.codehash import code_of, toolkit_hash
 from limbeck.recipe.parts import method_named
-from limbeck.registry import find
+from limbeck.registry import Block, find
 
 if TYPE_CHECKING:
     from limbeck.data.base import Data
@@ -108,8 +108,15 @@ def fingerprints(data: Mapping[str, Data], splits: Sequence[str] = ("train", "va
 
 def start_files(recipe: Recipe) -> list[Path]:
     """Files and folders that hold the student's start weights."""
-    given = [recipe.student.path, recipe.student.block.args.get("path"), *(p.start for p in recipe.phases)]
+    given = [recipe.student.path, *_paths(recipe.student.block), *(p.start for p in recipe.phases)]
     return [path for path in given if isinstance(path, Path)]
+
+
+def _paths(block: Block) -> list[Path]:
+    """The values called ``path`` in a block and in the blocks inside it."""
+    own = block.args.get("path")
+    inside = [path for v in block.args.values() if isinstance(v, Block) for path in _paths(v)]
+    return [own, *inside] if isinstance(own, Path) else inside
 
 
 def teacher_files(recipe: Recipe) -> list[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,12 @@ class FewStep(nn.Module):
         return self.levels[0]
 
     @property
+    def start(self) -> float:
+        """What multiplies standard normal noise: the level of pure noise, unless the network says otherwise."""
+        scale = getattr(self.net, "start_scale", None)
+        return self.levels[0] if scale is None else float(scale(self.levels[0]))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
         return tuple(self.net.shape)  # type: ignore[arg-type]
@@ -110,22 +117,32 @@ class FewStep(nn.Module):
             return self._call(noise, at, label, to, scale)
         stop = self.nfe if steps is None else steps
         draws = noise[:, None] if self.draws == 1 else noise
-        x = draws[:, 0] * self.levels[0]
+        x = draws[:, 0] * self.start
         with torch.no_grad():
             for k in range(stop - 1):
                 x = self._between(x, draws, label, k)
         return self._heads_for(x, label, stop - 1)
 
+    def visits(self, noise: Tensor, label: Tensor | None = None) -> list[tuple[float, Tensor]]:
+        """Every level on the way of a sample and the point there [B, *shape], the sample itself at level 0 last."""
+        draws = noise[:, None] if self.draws == 1 else noise
+        x = draws[:, 0] * self.start
+        seen = [(self.levels[0], x)]
+        for k in range(self.nfe - 1):
+            x = self._between(x, draws, label, k)
+            seen.append((self.levels[k + 1], x))
+        return [*seen, (0.0, self._heads_for(x, label, self.nfe - 1))]
+
     def _between(self, x: Tensor, draws: Tensor, label: Tensor | None, k: int) -> Tensor:
         """From level ``k`` to the next."""
-        now, then = (x.new_full((len(x),), level) for level in self.levels[k : k + 2])
+        now, then = (x.new_full((x.shape[0],), level) for level in self.levels[k : k + 2])
         if self.rule == "map":
             return jump(x, self._call(x, now, label, then), now, then)
         denoised = self._call(x, now, label)
         return renoise(denoised, then, draws[:, k + 1]) if self.rule == "renoise" else jump(x, denoised, now, then)
 
     def _heads_for(self, x: Tensor, label: Tensor | None, k: int) -> Tensor:
-        now = x.new_full((len(x),), self.levels[k])
+        now = x.new_full((x.shape[0],), self.levels[k])
         return self._call(x, now, label, torch.zeros_like(now) if self.rule == "map" else None)
 
     def _call(
@@ -133,7 +150,7 @@ class FewStep(nn.Module):
     ) -> Tensor:
         given = {"to": to} if to is not None else {}
         if scale is None and self.scale is not None:
-            scale = x.new_full((len(x),), self.scale)
+            scale = x.new_full((x.shape[0],), self.scale)
         if scale is not None:
             given["scale"] = scale
         return self.net(x, at, label, **given)
@@ -141,6 +158,12 @@ class FewStep(nn.Module):
     def example_inputs(self, batch_size: int) -> tuple[Tensor]:
         """Arguments for one call."""
         return (torch.zeros(batch_size, *self.noise_shape),)
+
+    def save_pipeline(self, folder: Path) -> dict[str, Any]:
+        """See :func:`limbeck.diffusion.delivery.save_pipeline`."""
+        from limbeck.diffusion.delivery import save_pipeline
+
+        return save_pipeline(self, folder)
 
 
 class OneStep(FewStep):

@@ -40,7 +40,17 @@ FORMATS = {
     "onnx": Format("model.onnx", lambda call, stored, source, target: export_onnx(call, target)),
     "torch_export": Format("model.pt2", lambda call, stored, source, target: export_program(call, target)),
     "transformers": Format("transformers", export_transformers),
+    "diffusers": Format("diffusers", lambda call, stored, source, folder: _saves_pipelines(stored)(folder)),
 }
+FOLDERS = ("transformers", "diffusers")
+"""Formats that are a folder and not a file."""
+
+
+def _saves_pipelines(stored: Stored) -> Callable[[Path], dict[str, Any]]:
+    save: Callable[[Path], dict[str, Any]] | None = getattr(stored.module, "save_pipeline", None)
+    if save is None:
+        raise UserError(f"export: diffusers: the student '{stored.block.name}' is no generator over a pipeline")
+    return save
 
 
 def export(path: Path, format: str, output: Path | None = None, *, trust_code: bool = False) -> Path:
@@ -68,6 +78,8 @@ def refuse_early(stored: Stored, formats: Iterable[str]) -> None:
             raise UserError(f"export: {format}: the student is a set of images, which is delivered as images.npz")
         if format == "transformers" and not store.is_transformers(stored.module):
             raise UserError(f"export: transformers: the student '{stored.block.name}' is no transformers model")
+        if format == "diffusers":
+            _saves_pipelines(stored)
         if format == "onnx":
             onnx_packages()
 
@@ -91,7 +103,7 @@ def _target(source: Path, format: str, output: Path | None) -> Path:
     name = FORMATS[format].name
     if output is None:
         return source / name
-    if format == "transformers":
+    if format in FOLDERS:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists and is not empty: give a new folder")
         return output
@@ -139,7 +151,8 @@ def is_done(source: Path, format: str) -> bool:
 
 def _identity(target: Path) -> dict[str, Any]:
     if target.is_dir():
-        files = {f.name: sha256(f) for f in sorted(target.iterdir()) if f.is_file() and f.name != "README.md"}
+        files = {str(f.relative_to(target)): sha256(f) for f in sorted(target.rglob("*")) if f.is_file()}
+        files.pop("README.md", None)
         return {"files": files}
     return {"sha256": sha256(target), "bytes": target.stat().st_size}
 

@@ -44,7 +44,19 @@ def build_model(
     gives = frozenset(find("model", block.name).facts.get("gives", {"logits"}))
     if path is not None:
         store.load_weights(module, path / store.WEIGHTS if path.is_dir() else path)
-    return Stored(module, without_download(whole, module) if whole.name == "timm" else whole, gives, spec)
+    return Stored(module, portable(whole, module), gives, spec)
+
+
+def portable(block: Block, module: nn.Module) -> Block:
+    """The block that builds the same network from its weights alone, without the files or the hub it came from."""
+    if block.name == "timm":
+        return without_download(block, module)
+    own: Block | None = getattr(module, "portable", None)
+    if own is not None and block.name == own.name:
+        return own
+    inside = {k: getattr(module, k, None) for k, v in block.args.items() if isinstance(v, Block)}
+    made = {k: portable(block.args[k], part) for k, part in inside.items() if isinstance(part, nn.Module)}
+    return Block(block.name, {**block.args, **made})
 
 
 def _from_folder(path: Path | None, spec: Mapping[str, Any] | None) -> Stored:

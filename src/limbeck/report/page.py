@@ -157,11 +157,16 @@ def _samples(run: Run) -> dict[str, Any]:
     says = []
     if points:
         says.append("Points that each arm generates, to the same scale; the shading is the density of the reference.")
+    ways = samples.way_charts(run)
+    if ways:
+        says.append("The ways that samples take, from the same noise; every noise level is drawn to the data's scale.")
     if galleries:
-        says.append("Images that each arm holds or makes.")
+        says.append(
+            "Images that each arm holds or makes; generators make them from the same noise, in one order."
+        )
     if passages:
         says.append("The same prompts, continued by every arm.")
-    return {"samples": points, "galleries": galleries, "passages": passages, "samples_says": " ".join(says)}
+    return {"samples": points + ways, "galleries": galleries, "passages": passages, "samples_says": " ".join(says)}
 
 
 def _terms(run: Run) -> list[dict[str, Any]]:

@@ -80,11 +80,49 @@ def sample_charts(run: Run) -> list[Chart]:
     return [c for c in found if c is not None]
 
 
+def way_charts(run: Run) -> list[Chart]:
+    """One panel for each arm that says which way its samples take from noise, all to the same scale."""
+    told = {key: ways for key, value in per_arm(run, "ways").items() if (ways := _ways(value)) is not None}
+    if not told:
+        return []
+    window = _window([way.reshape(-1, 2) for way in told.values()])
+    order = sorted(told, key=lambda k: k in REFERENCES)
+    found = [_way_panel(run, number, key, told[key], window) for number, key in enumerate(order)]
+    return [c for c in found if c is not None]
+
+
+def _ways(value: object) -> Floats | None:
+    """Ways [N, L, 2], or None for what is none."""
+    try:
+        ways = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return ways if ways.ndim == 3 and ways.shape[2] == 2 and len(ways) and np.isfinite(ways).all() else None
+
+
+@chart
+def _way_panel(run: Run, number: int, key: str, ways: Floats, window: Floats) -> Chart | None:
+    figure = canvas(300, 300)
+    ax = axes(figure, left=2, right=2, top=2, bottom=2, grid="")
+    ax.set(xlim=window[0], ylim=window[1])
+    ax.set_axis_off()
+    for way in ways:
+        ax.plot(way[:, 0], way[:, 1], color=sentinel("rule"), linewidth=1)
+    _dust(ax, ways[:, -1], _colour(run, key))
+    label = _who(run, key)
+    says = f"the ways of {len(ways)} samples of {label} from noise, in {ways.shape[1] - 1} steps"
+    name = f"ways-{number}"
+    return Chart(name, f"{label}: ways from noise", inline(figure, name, says), "", "square")
+
+
 def galleries(run: Run) -> list[Gallery]:
     """The images of each arm, as inline PNG, as many as a page should hold."""
     found = []
     room = BYTES
-    for key, value in per_arm(run, "images").items():
+    hurried = run.student.details.get("hurried") if run.student else None
+    shown = [(_who(run, key), _colour(run, key), key, value) for key, value in per_arm(run, "images").items()]
+    shown += [("Teacher in as many calls as the student", _colour(run, "teacher"), "teacher", hurried)]
+    for title, colour, key, value in shown:
         if not isinstance(value, list):
             continue
         kept: list[Picture] = []
@@ -94,7 +132,7 @@ def galleries(run: Run) -> list[Gallery]:
             room -= len(picture.source)
             kept.append(picture)
         if kept:
-            found.append(Gallery(_who(run, key), _colour(run, key), tuple(kept), len(value) - len(kept)))
+            found.append(Gallery(title, colour, tuple(kept), len(value) - len(kept)))
     return found
 
 

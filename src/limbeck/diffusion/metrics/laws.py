@@ -17,6 +17,7 @@ from limbeck.diffusion.guidance import Guided
 from limbeck.diffusion.levels import log_uniform
 from limbeck.diffusion.mixture import Draw, GaussianMixture
 from limbeck.diffusion.paths import like
+from limbeck.diffusion.ways import ways
 from limbeck.engine import noise
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation, Scores, evaluating
@@ -25,6 +26,8 @@ from limbeck.registry import register
 
 SHOWN = 800
 """Points of each law that the report shows."""
+WAYS = 40
+"""Samples whose way from noise the report draws."""
 SCALES = (0.25, 0.5, 1.0, 2.0)
 """Bandwidths of the MMD's kernels, in standard deviations of the data."""
 
@@ -104,6 +107,8 @@ def mixture_quality(
     if _is_denoiser(evaluation.model):
         once = generate(evaluation, start, label, steps=1, **grid).samples
         scores.values["energy_distance_one_step"] = energy_distance(once.flatten(1), drawn.samples.cpu().flatten(1))
+    if law.shape == (2,):
+        scores.details["ways"] = _drawn(evaluation, start, label, law.sigma_data, steps, grid)
     return scores
 
 
@@ -283,6 +288,18 @@ def _compare(law: GaussianMixture, made: Generated, exact: Tensor) -> Scores:
 def _modes(law: GaussianMixture, x: Tensor) -> ModeCoverage:
     stds = law.variances.flatten(1).mean(1).sqrt().cpu()
     return mode_coverage(x, law.means.flatten(1).cpu(), stds, weights=law.weights.cpu())
+
+
+def _drawn(
+    evaluation: Evaluation, start: Tensor, label: Tensor | None, sigma_data: float, steps: int, grid: dict[str, float]
+) -> list[list[list[float]]]:
+    """The ways of a few samples [B, levels + 1, 2] for the page, none for a model that does not tell them."""
+    first, classes = start[:WAYS], None if label is None else label[:WAYS]
+    with evaluating(evaluation.model):
+        device = evaluation.device
+        asked = None if classes is None else classes.to(device)
+        found = ways(evaluation.model, first.to(device), asked, sigma_data=sigma_data, steps=steps, **grid)
+    return [] if found is None else [[[round(float(v), 3) for v in point] for point in way] for way in found]
 
 
 def _points(x: Tensor) -> list[list[float]]:

@@ -1,0 +1,82 @@
+"""Denoising networks of this library: for points, and for small pictures."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limbeck.diffusion.models import positive
+from limbeck.diffusion.networks import EDMDenoiser, MLPBackbone
+from limbeck.diffusion.unet import UNetBackbone
+from limbeck.errors import UserError
+from limbeck.registry import register
+
+
+@register("model", gives={"denoiser", "samples"})
+def mlp_denoiser(
+    *,
+    shape: tuple[int, ...] = (2,),
+    width: int = 128,
+    depth: int = 3,
+    sigma_data: float = 0.5,
+    classes: int | None = None,
+    activation: Literal["silu", "gelu", "relu"] = "silu",
+    floor: float = 0.0,
+    jumps: bool = False,
+    guided: bool = False,
+) -> EDMDenoiser:
+    """A small denoising MLP under EDM preconditioning, with Fourier features of the logarithm of the noise level.
+
+    Args:
+        shape: of one sample.
+        width: of the hidden layers.
+        depth: number of residual layers.
+        sigma_data: standard deviation of the data (per dimension).
+        classes: number of classes, for a conditional denoiser.
+        activation: ``relu`` follows the steep maps between separate modes with far fewer parameters than the smooth
+            ones, which suit methods that differentiate through the network twice.
+        floor: the level at which it is the identity, for consistency functions; 0 for denoisers.
+        jumps: whether it takes the level that a jump goes to, for flow maps.
+        guided: whether it takes the strength of guidance that it stands for.
+    """
+    positive("mlp_denoiser", width=width, depth=depth, sigma_data=sigma_data)
+    shape = tuple(shape)
+    backbone = MLPBackbone(shape, width, depth, classes, activation, jumps=jumps, guided=guided)
+    return EDMDenoiser(backbone, shape, sigma_data, classes, floor=floor)
+
+
+@register("model", gives={"denoiser", "samples"})
+def unet_denoiser(
+    *,
+    shape: tuple[int, ...],
+    width: int = 32,
+    levels: int = 2,
+    depth: int = 1,
+    attention: bool = False,
+    sigma_data: float = 1.0,
+    classes: int | None = None,
+    floor: float = 0.0,
+    jumps: bool = False,
+    guided: bool = False,
+) -> EDMDenoiser:
+    """A small U-Net for pictures under EDM preconditioning.
+
+    Args:
+        shape: of one picture, [C, H, W].
+        width: channels at full resolution, a multiple of 8; each level below has twice as many.
+        levels: resolutions.
+        depth: residual blocks at each.
+        attention: whether the lowest resolution has an attention layer.
+        sigma_data: standard deviation of the data; pictures of a data set have 1 as they come.
+        classes: number of classes, for a conditional denoiser.
+        floor: the level at which it is the identity, for consistency functions; 0 for denoisers.
+        jumps: whether it takes the level that a jump goes to, for flow maps.
+        guided: whether it takes the strength of guidance that it stands for.
+    """
+    positive("unet_denoiser", width=width, levels=levels, depth=depth, sigma_data=sigma_data)
+    shape = tuple(shape)
+    if len(shape) != 3 or width % 8:
+        raise UserError(f"unet_denoiser needs pictures [C, H, W] and a width that 8 divides, not {shape} and {width}")
+    backbone = UNetBackbone(
+        shape, width, levels, depth, attention=attention, classes=classes, jumps=jumps, guided=guided
+    )
+    return EDMDenoiser(backbone, shape, sigma_data, classes, floor=floor)
