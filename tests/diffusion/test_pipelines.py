@@ -207,3 +207,11 @@ def test_what_cannot_be_a_pipeline_is_refused_in_one_line(folders, tmp_path):
     own = build("model", Block("few_step", {"net": block(folders, "sd"), "nfe": 1, "levels": [3.0]}))
     with pytest.raises(UserError, match="levels"):
         save_pipeline(own, tmp_path / "out")
+
+
+@torch.no_grad()
+def test_with_a_floor_it_is_the_identity_at_its_lowest_level_and_the_same_above(folders):
+    plain, net = build("model", block(folders, "sd")), build("model", block(folders, "sd", floor=0.0292))
+    x, low = torch.randn(2, 4, 8, 8), net.sigma_range[0]
+    torch.testing.assert_close(net(x, low), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net(x, 0.7), plain(x, 0.7), rtol=1e-4, atol=1e-4)

@@ -23,6 +23,8 @@ from limbeck.diffusion.schedulers import TablePath, few_step_scheduler, library,
 from limbeck.errors import UserError
 from limbeck.registry import Block
 
+TIMESTEP_SCALING = 10.0
+"""Of the boundary of latent consistency models, as in diffusers."""
 ALMOST_NOISE = 1e-3
 """A rectified flow starts at the time ``1 - ALMOST_NOISE``: at 1 itself there is no level in EDM's space."""
 
@@ -37,10 +39,11 @@ class PipelineDenoiser(nn.Module):
         shape: of the latents of one sample.
         sigma_data: their standard deviation.
         origin: the pipeline's folder, for what is needed of it beside the network.
+        floor: above 0 the network is the identity at its lowest level, as consistency functions are.
     """
 
-    floor = 0.0
     jumps = False
+    floor: float
 
     def __init__(
         self,
@@ -50,8 +53,10 @@ class PipelineDenoiser(nn.Module):
         shape: tuple[int, ...],
         sigma_data: float = 1.0,
         origin: Path | None = None,
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
+        self.floor = floor
         self.origin = origin
         self.network = network
         for module in network.modules():
@@ -92,7 +97,15 @@ class PipelineDenoiser(nn.Module):
         told = None
         if self.guided:
             told = torch.ones_like(t) if scale is None else torch.as_tensor(scale, dtype=t.dtype).to(t).expand(len(t))
-        return to_denoised(self.path, scaled, t, self.predict(scaled, self._network_time(t), label, told), self.kind)
+        found = to_denoised(self.path, scaled, t, self.predict(scaled, self._network_time(t), label, told), self.kind)
+        return found if self.floor == 0 else self._grounded(x, t, found)
+
+    def _grounded(self, x: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
+        """The identity at the lowest time, and the clean estimate soon above it (arXiv 2310.04378, section 4.2)."""
+        lowest = self.path.time(torch.as_tensor(self.sigma_range[0], dtype=t.dtype, device=t.device))
+        above = TIMESTEP_SCALING * (self._network_time(t) - self._network_time(lowest[None]))
+        root = torch.sqrt(above**2 + 0.25)
+        return like(0.25 / root**2, x) * x + like(above / root, x) * denoised
 
     def denoise(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """The same as calling the module."""
@@ -183,7 +196,7 @@ class PipelineDenoiser(nn.Module):
             "shape": list(self.shape),
         }
         facts["origin"] = None if self.origin is None else str(self.origin)
-        return Block("diffusers", {"config": facts, "sigma_data": self.sigma_data})
+        return Block("diffusers", {"config": facts, "sigma_data": self.sigma_data, "floor": self.floor})
 
     def example_inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Arguments for one call."""
@@ -197,6 +210,7 @@ def from_folder(
     *,
     size: tuple[int, int] | None = None,
     sigma_data: float = 1.0,
+    floor: float = 0.0,
     told: bool = False,
 ) -> PipelineDenoiser:
     """The network of a pipeline that ``save_pretrained`` wrote, with the embeddings of prompts.
@@ -207,6 +221,7 @@ def from_folder(
         negative: the prompt of the class of none.
         size: height and width of the latents; by default what the network was made for.
         sigma_data: standard deviation of the latents.
+        floor: above 0 the network is made the identity at its lowest level.
         told: whether the network takes the strength of guidance; what it lacks for that starts at zero.
 
     Raises:
@@ -229,7 +244,7 @@ def from_folder(
     scheduler = {**json.loads(pipeline.scheduler.to_json_string()), "_class_name": type(pipeline.scheduler).__name__}
     network = _told(network) if told else network
     shape = latent_shape(network, size)
-    return PipelineDenoiser(network.train(), _plain_config(scheduler), rows, shape, sigma_data, folder.resolve())
+    return PipelineDenoiser(network.train(), _plain_config(scheduler), rows, shape, sigma_data, folder.resolve(), floor)
 
 
 def load_pipeline(folder: Path) -> Any:
@@ -286,14 +301,14 @@ def _transformers_logging() -> Any:
     return logging
 
 
-def from_config(config: Mapping[str, Any], sigma_data: float = 1.0) -> PipelineDenoiser:
+def from_config(config: Mapping[str, Any], sigma_data: float = 1.0, floor: float = 0.0) -> PipelineDenoiser:
     """The network that :attr:`PipelineDenoiser.portable` describes, with weights and embeddings yet to be loaded."""
     network_config = dict(config["network"])
     network = getattr(library(), network_config.pop("_class_name")).from_config(network_config)
     rows = {n: torch.zeros(s, dtype=torch.int64 if n == "class" else torch.float32) for n, s in config["rows"].items()}
     origin = config.get("origin")
     folder = Path(origin) if origin else None
-    return PipelineDenoiser(network, config["scheduler"], rows, tuple(config["shape"]), sigma_data, folder)
+    return PipelineDenoiser(network, config["scheduler"], rows, tuple(config["shape"]), sigma_data, folder, floor)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ def from_diffusers(
     negative: str = "",
     size: tuple[int, int] | None = None,
     sigma_data: float = 1.0,
+    floor: float = 0.0,
     guided: bool = False,
+    checkpointing: bool = False,
     config: dict[str, Any] | None = None,
 ) -> PipelineDenoiser:
     """The network of a diffusers pipeline as a denoiser of its latents; weights from safetensors alone.
@@ -33,7 +35,9 @@ def from_diffusers(
         negative: the prompt that guidance leads away from.
         size: height and width of the latents; by default what the network was made for.
         sigma_data: standard deviation of the latents; pipelines scale them to 1.
+        floor: above 0 the network is made the identity at its lowest level, for consistency functions.
         guided: whether the network is to be told the strength of guidance; what it lacks for that starts at zero.
+        checkpointing: whether it computes its inner values again in the backward pass, to save memory.
         config: in place of a path, what a delivered student keeps.
 
     Raises:
@@ -42,10 +46,13 @@ def from_diffusers(
     if (path is None) == (config is None):
         raise UserError("model 'diffusers' needs the path of a pipeline's folder")
     if config is not None:
-        return from_config(config, sigma_data)
+        return from_config(config, sigma_data, floor)
     assert path is not None
     texts = (*prompts, *_lines(prompt_file))
-    return from_folder(path, texts, negative, size=size, sigma_data=sigma_data, told=guided)
+    made = from_folder(path, texts, negative, size=size, sigma_data=sigma_data, floor=floor, told=guided)
+    if checkpointing:
+        made.network.enable_gradient_checkpointing()  # type: ignore[operator]
+    return made
 
 
 def _lines(path: Path | None) -> list[str]:
