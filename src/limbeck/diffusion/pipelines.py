@@ -59,11 +59,7 @@ class PipelineDenoiser(nn.Module):
         self.floor = floor
         self.origin = origin
         self.network = network
-        for module in network.modules():
-            if hasattr(
-                module, "token_drop"
-            ):  # DiT forgets labels at random while it is trained; here guidance is explicit
-                module.dropout_prob = 0.0
+        _keep_labels(network)
         self.family = FAMILIES[type(network).__name__]
         self.scheduler = dict(scheduler)
         self.path, self.kind = path_of(self.scheduler)
@@ -201,6 +197,13 @@ class PipelineDenoiser(nn.Module):
     def example_inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Arguments for one call."""
         return torch.zeros(batch_size, *self.shape), torch.ones(batch_size)
+
+
+def _keep_labels(network: nn.Module) -> None:
+    """A DiT forgets labels at random while it is trained; here the class of none is asked for by name."""
+    for module in network.modules():
+        if hasattr(module, "token_drop"):
+            module.dropout_prob = 0.0  # type: ignore[assignment]
 
 
 def from_folder(
