@@ -57,7 +57,7 @@ def _check(tree: dict[str, Any], folder: Path) -> None:
 
 def _paths(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        yield from (v for k, v in value.items() if k == "path" and isinstance(v, str))
+        yield from (v for k, v in value.items() if k in ("path", "prompt_file") and isinstance(v, str))
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _paths(child)
 
