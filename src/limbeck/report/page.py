@@ -161,9 +161,7 @@ def _samples(run: Run) -> dict[str, Any]:
     if ways:
         says.append("The ways that samples take, from the same noise; every noise level is drawn to the data's scale.")
     if galleries:
-        says.append(
-            "Images that each arm holds or makes; generators make them from the same noise, in one order."
-        )
+        says.append("Images that each arm holds or makes; generators make them from the same noise, in one order.")
     if passages:
         says.append("The same prompts, continued by every arm.")
     return {"samples": points + ways, "galleries": galleries, "passages": passages, "samples_says": " ".join(says)}
