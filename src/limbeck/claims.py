@@ -39,10 +39,18 @@ class Check:
 
 @dataclass
 class Measured:
-    """Arms times seeds; ``spared`` are the seconds of the trainings that were found and not repeated."""
+    """Arms times seeds.
+
+    Attributes:
+        table: of metrics.
+        machine: that it was measured on.
+        seconds: of each arm's trainings, one for each seed.
+        spared: seconds of the trainings that were found and not repeated.
+    """
 
     table: Table
     machine: dict[str, Any]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     spared: float = 0.0
 
 
@@ -240,7 +248,8 @@ def measure(
             for metric, value in _score(fresh, arm, quiet).items():
                 found.table[arm].setdefault(metric, []).append(value)
             trained = fresh.arms[arm]
-            found.spared += trained.numbers["seconds"] if trained.found else 0.0
+            found.seconds.setdefault(arm, []).append(trained.numbers.get("seconds", 0.0))
+            found.spared += trained.numbers.get("seconds", 0.0) if trained.found else 0.0
     return found
 
 

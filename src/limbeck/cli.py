@@ -201,6 +201,12 @@ def _add_compare(commands: Any) -> None:
     p.add_argument("--runs", default="runs", help="folder for run directories (default runs)")
     p.add_argument("--methods", help="compare these methods (kd,dkd,...) on the one recipe, each tuned as hard")
     p.add_argument("--trials", type=int, default=8, help="with --methods: trials for each (default 8)")
+    p.add_argument(
+        "--equal",
+        choices=("steps", "time"),
+        default="steps",
+        help="with --methods: all train for as many steps, or for as long as the recipe's own (default steps)",
+    )
     p.add_argument("--json", action="store_true", help="print the rows, one JSON object a line")
     p.set_defaults(command=compare)
 
@@ -232,7 +238,7 @@ def _compare_methods(a: argparse.Namespace, files: Sequence[Path]) -> int:
 
     recipe = load_recipe(files[0], overrides=a.set)
     names = [name.strip() for name in a.methods.split(",") if name.strip()]
-    ranking = tuning.compare_methods(recipe, names, trials=a.trials, seeds=a.seeds, runs=a.runs)
+    ranking = tuning.compare_methods(recipe, names, trials=a.trials, seeds=a.seeds, runs=a.runs, equal=a.equal)
     if a.json:
         for row in ranking.rows:
             _print_json({**row, "tuned": ranking.tuned[row["name"]].chosen})

@@ -5,6 +5,8 @@ is trained for a quarter, a half and the whole of the recipe's length, as long a
 (successive halving). Trials are judged on the validation split; the winner of each method is then trained anew with
 other seeds and judged on the test split. Generators have no validation split: their trials are judged by the recipe's
 first metric on samples of another seed, and nothing is trained without a teacher beside them.
+
+At equal time every method trains for as long as the recipe's own takes; see :mod:`limbeck.pacing`.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from limbeck.arms import arm_recipe
 from limbeck.claims import arm_context, measure
 from limbeck.engine.progress import say
 from limbeck.errors import UserError, needs_extra
+from limbeck.pacing import pace_of, trainer
 from limbeck.recipe import Recipe, load_recipe
 from limbeck.registry import Param, Part, find
 
@@ -28,6 +31,8 @@ RUNGS = (0.25, 0.5, 1.0)
 ALONE = "alone"
 WIDE, NARROW = 10.0, 4.0
 """By how much a weight, and a temperature or a learning rate, may go up and down from where it starts."""
+Equal = Literal["steps", "time"]
+"""What all methods get as much of."""
 TUNING_SEED = 1000
 """Added to the recipe's seed for trials, so that no method is judged on the seed that it was tuned on."""
 
@@ -53,13 +58,20 @@ class Tuned:
 
 @dataclass
 class Ranking:
-    """Tuned methods in order of their score on the test split."""
+    """Tuned methods in order of their score on the test split.
+
+    Attributes:
+        seconds: that each seed's training took, by method.
+        steps: of each method, where all were given as much time.
+    """
 
     metric: str
     higher: bool
     tuned: dict[str, Tuned]
     scores: dict[str, list[float]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
     page: Path | None = None
 
     def order(self) -> list[str]:
@@ -68,16 +80,23 @@ class Ranking:
         return sorted(means, key=lambda m: means[m], reverse=self.higher)
 
     def table(self) -> list[tuple[str, ...]]:
-        """Rank with its range, mean with 95 % interval, and the values of the dials."""
-        lines: list[tuple[str, ...]] = [("rank", "method", self.metric, "95 %", "tuned to")]
+        """Rank with its range, mean with 95 % interval, steps and seconds of a training, and the dials' values."""
+        lines: list[tuple[str, ...]] = [("rank", "method", self.metric, "95 %", *self._costs(None), "tuned to")]
         for method in self.order():
             values = self.scores[method]
             mean, half = statistics.fmean(values), interval(values)
             first, last = self.ranks(method)
             tuned = ", ".join(f"{k}={v:.3g}" for k, v in self.tuned[method].chosen.items())
             rank = f"{first}" if first == last else f"{first}-{last}"
-            lines.append((rank, method, f"{mean:.4g}", f"+-{half:.2g}", tuned))
+            lines.append((rank, method, f"{mean:.4g}", f"+-{half:.2g}", *self._costs(method), tuned))
         return lines
+
+    def _costs(self, method: str | None) -> tuple[str, ...]:
+        """Cells of a method, or their heads."""
+        steps = () if not self.steps else ("steps" if method is None else f"{self.steps[method]:,}",)
+        if not self.seconds:
+            return steps
+        return *steps, "seconds" if method is None else f"{statistics.fmean(self.seconds[method]):.3g}"
 
     def ranks(self, method: str) -> tuple[int, int]:
         """Best and worst rank that the intervals allow."""
@@ -96,6 +115,7 @@ def compare_methods(
     trials: int = 8,
     seeds: int = 5,
     runs: str | Path = "runs",
+    equal: Equal = "steps",
     quiet: bool = False,
 ) -> Ranking:
     """Tune every method, and the student alone, with the same budget; then judge the winners.
@@ -106,6 +126,8 @@ def compare_methods(
         trials: for each method.
         seeds: for the final comparison.
         runs: folder for what is trained, and for the page.
+        equal: ``steps`` trains every method for the recipe's steps; ``time`` for as many as it makes in the time that
+            the recipe's own method takes for them.
         quiet: no progress.
 
     Raises:
@@ -118,12 +140,16 @@ def compare_methods(
     task = task_of(recipe)
     starts = {method: _start(recipe, method) for method in ([*named] if task == "generation" else [*named, ALONE])}
     folder = Path(runs)
-    trainer = _sampler if task == "generation" else _trainer
-    tuned = {m: _tune(recipe, m, o, trials, trainer(recipe, m, folder), quiet) for m, o in starts.items()}
+    steps = _as_long(recipe, starts, quiet) if equal == "time" else {}
+    starts = {m: _with_steps(o, steps.get(m)) for m, o in starts.items()}
+    trial = _sampler if task == "generation" else _trainer
+    tuned = {m: _tune(recipe, m, o, trials, trial(recipe, m, folder), quiet) for m, o in starts.items()}
     chosen = list(range(recipe.seed, recipe.seed + seeds))
-    table = measure(recipe, {m: t.overrides for m, t in tuned.items()}, chosen, folder, quiet=quiet).table
+    found = measure(recipe, {m: t.overrides for m, t in tuned.items()}, chosen, folder, quiet=quiet)
+    table = found.table
     metric, higher = _main_metric(table[named[0]], task)
-    ranking = Ranking(metric, higher, tuned, {m: values[metric] for m, values in table.items()})
+    scores = {m: values[metric] for m, values in table.items()}
+    ranking = Ranking(metric, higher, tuned, scores, seconds=found.seconds, steps=steps)
     ranking.rows = [
         {"name": m, "seed": s, "metrics": {k: v[i] for k, v in metrics.items()}, "labels": {}}
         for m, metrics in table.items()
@@ -148,6 +174,29 @@ def _start(recipe: Recipe, method: str) -> dict[str, Any]:
     if method == ALONE:
         return {"method": {"name": "supervised"}, "teacher": None, "teachers": None}
     return {} if method == recipe.method.name else {"method": {"name": method}}
+
+
+def _as_long(recipe: Recipe, starts: Mapping[str, Mapping[str, Any]], quiet: bool) -> dict[str, int]:
+    """The steps of each method that take as long as those of the recipe's own."""
+    steps = recipe.train.steps
+    if steps is None:
+        raise UserError("as much time for every method is reckoned in steps: give train.steps instead of epochs")
+    own = pace_of(trainer(recipe, {}, recipe.method.name), steps).seconds_of(steps)
+    others = {m: o for m, o in starts.items() if o}
+    found = {m: steps for m in starts} | {
+        m: pace_of(trainer(recipe, o, m), steps).steps_in(own) for m, o in others.items()
+    }
+    if not quiet:
+        says = ", ".join(f"{m} {n:,}" for m, n in found.items())
+        say(f"steps in the {own:.3g} s of {steps:,} steps of {recipe.method.name}: {says}")
+    return found
+
+
+def _with_steps(overrides: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
+    """An arm that trains for so many steps; None leaves them."""
+    if steps is None:
+        return dict(overrides)
+    return {**overrides, "train": {**overrides.get("train", {}), "steps": steps}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,7 +276,8 @@ def _with(overrides: Mapping[str, Any], chosen: Mapping[str, float], method: str
     if dials:
         whole["method"] = {**whole.get("method", {}), **dials}
     if "lr" in chosen:
-        whole["train"] = {"optimizer": {"lr": chosen["lr"]}}
+        train = whole.get("train", {})
+        whole["train"] = {**train, "optimizer": {**train.get("optimizer", {}), "lr": chosen["lr"]}}
     return whole
 
 
@@ -243,8 +293,8 @@ def _sampler(recipe: Recipe, method: str, runs: Path) -> Trial:
     loaded = dict[str, Any]()
 
     def train(overrides: Mapping[str, Any], share: float) -> float:
-        seeds, shorter = [recipe.seed + TUNING_SEED], _shortened(recipe, share)
-        values = measure(shorter, {method: overrides}, seeds, runs, loaded=loaded).table[method]
+        shorter = _with_steps(overrides, _shortened(arm_recipe(recipe, overrides), share).train.steps)
+        values = measure(recipe, {method: shorter}, [recipe.seed + TUNING_SEED], runs, loaded=loaded).table[method]
         metric, higher = _main_metric(values, "generation")
         return values[metric][0] if higher else -values[metric][0]
 

@@ -22,6 +22,7 @@ class UNetBackbone(Backbone):
         levels: resolutions, each half the one above with twice the channels.
         depth: residual blocks at each, down and up alike.
         attention: whether the lowest resolution has an attention layer.
+        patch: side of the squares of pixels that are folded into channels, which makes maps as much smaller.
         classes: see :class:`~limbeck.diffusion.networks.Condition`, like what follows.
     """
 
@@ -35,6 +36,7 @@ class UNetBackbone(Backbone):
         depth: int = 1,
         *,
         attention: bool = False,
+        patch: int = 1,
         classes: int | None = None,
         jumps: bool = False,
         guided: bool = False,
@@ -44,7 +46,9 @@ class UNetBackbone(Backbone):
         self.condition = Condition(emb, classes, jumps=jumps, guided=guided)
         self.hidden = nn.Sequential(nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         widths = [width * 2**k for k in range(levels)]
-        self.first = nn.Conv2d(shape[0], width, 3, padding=1)
+        self.patch = patch
+        folded = shape[0] * patch**2
+        self.first = nn.Conv2d(folded, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         links, now = [width], width
         for level, out in enumerate(widths):
@@ -63,13 +67,13 @@ class UNetBackbone(Backbone):
                 now = out
             if level:
                 self.up.append(Double(now))
-        self.last = nn.Conv2d(now, shape[0], 3, padding=1)
+        self.last = nn.Conv2d(now, folded, 3, padding=1)
         self.norm = nn.GroupNorm(GROUPS, now)
 
     def forward(self, x: Tensor, c_noise: Tensor, **given: Tensor | None) -> Tensor:
         """``[B, *shape] -> [B, *shape]``."""
         emb = self.hidden(self.condition(c_noise, **given))
-        h = self.first(x)
+        h = self.first(F.pixel_unshuffle(x, self.patch))
         links = [h]
         for layer in self.down:
             h = layer(h, emb)
@@ -79,7 +83,7 @@ class UNetBackbone(Backbone):
             h = self.attention(h)
         for layer in self.up:
             h = layer(h, links[-1]) if isinstance(layer, Double) else layer(torch.cat([h, links.pop()], dim=1), emb)
-        return self.last(F.silu(self.norm(h)))
+        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch)
 
 
 class Block(nn.Module):

@@ -52,6 +52,7 @@ def unet_denoiser(
     levels: int = 2,
     depth: int = 1,
     attention: bool = False,
+    patch: int = 1,
     sigma_data: float = 1.0,
     classes: int | None = None,
     floor: float = 0.0,
@@ -66,17 +67,19 @@ def unet_denoiser(
         levels: resolutions.
         depth: residual blocks at each.
         attention: whether the lowest resolution has an attention layer.
+        patch: side of the squares of pixels that are folded into channels: 2 makes large pictures four times as cheap.
         sigma_data: standard deviation of the data; pictures of a data set have 1 as they come.
         classes: number of classes, for a conditional denoiser.
         floor: the level at which it is the identity, for consistency functions; 0 for denoisers.
         jumps: whether it takes the level that a jump goes to, for flow maps.
         guided: whether it takes the strength of guidance that it stands for.
     """
-    positive("unet_denoiser", width=width, levels=levels, depth=depth, sigma_data=sigma_data)
+    positive("unet_denoiser", width=width, levels=levels, depth=depth, patch=patch, sigma_data=sigma_data)
     shape = tuple(shape)
     if len(shape) != 3 or width % 8:
         raise UserError(f"unet_denoiser needs pictures [C, H, W] and a width that 8 divides, not {shape} and {width}")
-    backbone = UNetBackbone(
-        shape, width, levels, depth, attention=attention, classes=classes, jumps=jumps, guided=guided
-    )
+    if shape[1] % patch or shape[2] % patch:
+        raise UserError(f"unet_denoiser: patch {patch} must divide the height and width of {shape}")
+    told = {"jumps": jumps, "guided": guided}
+    backbone = UNetBackbone(shape, width, levels, depth, attention=attention, patch=patch, classes=classes, **told)
     return EDMDenoiser(backbone, shape, sigma_data, classes, floor=floor)
