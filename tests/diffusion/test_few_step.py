@@ -100,3 +100,15 @@ def test_a_picture_memory_is_the_exact_denoiser_of_its_pictures():
     assert isinstance(law, mixture.GaussianMixture)
     torch.testing.assert_close(law(pictures["input"] + 0.01, 0.05), pictures["input"], atol=0.01, rtol=0)
     assert law.classes == 10
+
+
+def test_what_knows_all_levels_can_be_called_another_number_of_times():
+    net = mixture.ring(4, 2.0, 0.2, None).float()
+    line = FewStep(net, few_levels(2, 0.02, 10.0), "ode", sigma_min=0.02, sigma_max=10.0)
+    assert line.any_calls and not FewStep(net, [10.0, 1.0]).any_calls
+    z = torch.randn(20, 2)
+    other = line.in_calls(4)
+    assert (other.nfe, other.rule, other.levels) == (4, "ode", tuple(few_levels(4, 0.02, 10.0)))
+    torch.testing.assert_close(other(z), FewStep(net, few_levels(4, 0.02, 10.0), "ode")(z))
+    consistency = Block("mlp_denoiser", {"width": 8, "depth": 1, "floor": 0.02})
+    assert build("model", Block("few_step", {"net": consistency, "nfe": 1, "sigma_min": 0.02})).any_calls

@@ -14,7 +14,9 @@ def unet(**args):
     return build("model", Block("unet_denoiser", {"shape": [1, 8, 8], "width": 16, **args}))
 
 
-@pytest.mark.parametrize("args", [{}, {"levels": 3, "depth": 2}, {"shape": [3, 7, 9]}, {"attention": True}])
+@pytest.mark.parametrize(
+    "args", [{}, {"levels": 3, "depth": 2}, {"shape": [3, 7, 9]}, {"attention": True}, {"patch": 2}]
+)
 def test_pictures_of_any_size_come_out_as_they_went_in(args):
     net = unet(**args)
     x = torch.randn(2, *net.shape)
@@ -32,6 +34,21 @@ def test_level_class_and_second_level_change_the_answer():
     assert not torch.allclose(net.backbone(x, one, to=0.1 * one), plain)
 
 
+def test_folded_pixels_keep_their_places_and_make_maps_smaller():
+    net, seen = unet(patch=2), []
+    net.backbone.first.register_forward_hook(lambda _, given, made: seen.append((given[0], made.shape)))
+    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+    net.backbone(x, torch.ones(1))
+    (folded, shape) = seen[0]
+    assert shape == (1, 16, 4, 4)
+    assert folded[0, :, 0, 0].tolist() == [0, 1, 8, 9], "a square of two by two pixels"
+    torch.nn.init.zeros_(net.backbone.last.weight)
+    with torch.no_grad():
+        net.backbone.last.bias.copy_(torch.arange(4.0))
+    made = net.backbone(x, torch.ones(1))[0, 0]
+    assert made[:2, :2].tolist() == [[0, 1], [2, 3]] and torch.equal(made[2:4, 4:6], made[:2, :2])
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     net = unet(attention=True)
     x = torch.randn(3, 1, 8, 8)
@@ -45,7 +62,7 @@ def test_forward_mode_works_through_it():
     assert derivative.abs().sum() > 0
 
 
-@pytest.mark.parametrize("args", [{"shape": [2]}, {"width": 12}])
+@pytest.mark.parametrize("args", [{"shape": [2]}, {"width": 12}, {"patch": 3}, {"patch": 0}])
 def test_what_it_cannot_be_is_refused(args):
     with pytest.raises(UserError, match="unet_denoiser"):
         unet(**args)

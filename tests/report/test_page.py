@@ -248,6 +248,18 @@ def test_many_classes_are_listed_instead_of_drawn(make: Make, results: dict[str,
     assert re.search(r'<th scope="row">3</th><td>7</td><td class="n">5</td>', html)
 
 
+def test_a_generator_is_shown_in_other_numbers_of_calls(make: Make, results: dict[str, Any]) -> None:
+    picture = [[0.1, 0.9], [0.5, 0.5]]
+    details = results["arms"]["student"]["details"]
+    details |= {"images": [picture], "hurried": [picture], "in_calls": {"1": [picture], "4": [picture, picture]}}
+    html = written(make(changed=results))
+    assert "Teacher in as many calls as the student" in html
+    assert re.search(r"Student in 1 call\b", html) and "Student in 4 calls" in html
+    assert len(re.findall("data:image/png", html)) == 5
+    details["in_calls"] = ["no", "mapping"]
+    assert "Student in" not in written(make(changed=results))
+
+
 def test_large_runs_stay_small_pages(make: Make, results: dict[str, Any]) -> None:
     import numpy as np
 

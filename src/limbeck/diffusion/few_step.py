@@ -62,6 +62,17 @@ class FewStep(nn.Module):
         return len(self.levels)
 
     @property
+    def any_calls(self) -> bool:
+        """Whether the network knows all levels, so that it can be called at others: not one of fixed steps."""
+        return self.rule != "renoise" or float(getattr(self.net, "floor", 0.0)) > 0
+
+    def in_calls(self, nfe: int) -> FewStep:
+        """The same network, called another number of times."""
+        levels = few_levels(nfe, self.sigma_min, self.sigma_max)
+        grid = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        return FewStep(self.net, levels, self.rule, scale=self.scale, **grid).train(self.training)
+
+    @property
     def sigma(self) -> float:
         """The level of pure noise."""
         return self.levels[0]

@@ -119,9 +119,13 @@ def galleries(run: Run) -> list[Gallery]:
     """The images of each arm, as inline PNG, as many as a page should hold."""
     found = []
     room = BYTES
-    hurried = run.student.details.get("hurried") if run.student else None
+    details = run.student.details if run.student else {}
     shown = [(_who(run, key), _colour(run, key), key, value) for key, value in per_arm(run, "images").items()]
+    hurried, in_calls = details.get("hurried"), details.get("in_calls")
     shown += [("Teacher in as many calls as the student", _colour(run, "teacher"), "teacher", hurried)]
+    if run.student and isinstance(in_calls, Mapping):
+        colour = _colour(run, "student")
+        shown += [(f"Student in {n} call{'s' * (n != '1')}", colour, "student", value) for n, value in in_calls.items()]
     for title, colour, key, value in shown:
         if not isinstance(value, list):
             continue

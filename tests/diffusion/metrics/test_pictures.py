@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from limbeck.data.base import unscaled
+from limbeck.data.base import for_page, unscaled
 from limbeck.diffusion.judge import judge_of
+from limbeck.diffusion.metrics.laws import starts
 from limbeck.diffusion.metrics.pictures import picture_quality
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation
@@ -92,3 +95,20 @@ def test_data_without_pictures_are_refused():
     data = digits()
     with pytest.raises(UserError, match="pictures of a data set"):
         picture_quality(Evaluation(Copies(data), data.spec, data.test, None))
+
+
+def test_a_student_of_any_calls_is_shown_in_one_two_and_four_from_the_same_noise(home):
+    data = digits()
+    net = Block("mlp_denoiser", {"width": 8, "depth": 1, "floor": 0.002, "classes": 10})
+    offers = data.spec.offers()
+    student = build("model", Block("few_step", {"net": net, "nfe": 2, "sigma_max": 20.0}), offers=offers)
+    evaluation = Evaluation(student, data.spec, data.test, data.train)
+    details = picture_quality(evaluation, samples=50).details
+    assert sorted(details["in_calls"]) == ["1", "4"]
+    start = starts(student, (1, 8, 8), 50, (0, "picture quality"))[:, 0]
+    once = student.in_calls(1)(start[:40], torch.arange(40) % 10)
+    assert details["in_calls"]["1"] == for_page(once, data.spec)
+    fixed = build(
+        "model", Block("few_step", {"net": Block("mlp_denoiser", {"width": 8, "classes": 10})}), offers=offers
+    )
+    assert "in_calls" not in picture_quality(replace(evaluation, model=fixed), samples=50).details

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,6 +21,8 @@ from limbeck.registry import register
 
 SHOWN = 40
 """Pictures that the report shows."""
+CALLS = (1, 2, 4)
+"""Calls in which the report shows a student that can be called any number of times."""
 
 
 @register(
@@ -88,7 +94,21 @@ def picture_quality(
     if evaluation.teacher is not None and made.nfe < 2 * steps - 1:
         few = hurried(evaluation, start[:SHOWN], None if asked is None else asked[:SHOWN], made.nfe, grid)
         details["hurried"] = for_page(few, test.spec)
+    if getattr(evaluation.model, "any_calls", False):
+        key = (evaluation.seed, "picture quality")
+        details["in_calls"] = {str(n): for_page(x, test.spec) for n, x in in_calls(evaluation, asked, key).items()}
     return Scores({**values, "nfe": made.nfe, "sample_ms": made.milliseconds}, details)
+
+
+def in_calls(evaluation: Evaluation, asked: Tensor | None, key: Hashable) -> dict[int, Tensor]:
+    """What a student makes of the same noise in other numbers of calls than its own, by their number."""
+    model: Any = evaluation.model
+    made = {}
+    for calls in (n for n in CALLS if n != model.nfe):
+        other = replace(evaluation, model=model.in_calls(calls))
+        noise = starts(other.model, model.shape, SHOWN, key)
+        made[calls] = generate(other, noise, None if asked is None else asked[:SHOWN], steps=1).samples.float()
+    return made
 
 
 def hurried(evaluation: Evaluation, start: Tensor, label: Tensor | None, calls: int, grid: dict[str, float]) -> Tensor:
