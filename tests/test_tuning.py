@@ -56,6 +56,31 @@ def test_every_method_has_the_same_budget_and_other_seeds_judge(
     assert said.code == 0 and said.out.split()[:3] == ["rank", "method", "accuracy"]
 
 
+def test_a_trial_that_the_method_refuses_has_ended_but_the_recipes_own_values_must_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    from limbeck import tuning
+
+    asked: list[float] = []
+
+    def trainer(recipe, method, runs):  # type: ignore[no-untyped-def]
+        def train(overrides, share):  # type: ignore[no-untyped-def]
+            asked.append(overrides["train"]["optimizer"]["lr"])
+            if asked[-1] != asked[0] or method == "dkd":
+                raise UserError("lr is beyond what there is")
+            return share
+
+        return train
+
+    monkeypatch.setattr(tuning, "_trainer", trainer)
+    recipe = load_recipe(tiny(data=DIGITS, train={"steps": 4, "batch_size": 16}, evaluate=["accuracy"]))
+    tuned = tuning._tune(recipe, "kd", {}, 3, trainer(recipe, "kd", tmp_path), quiet=True)
+    assert tuned.trials == 3 and tuned.chosen["lr"] == asked[0] and len(set(asked)) == 3
+    with pytest.raises(UserError, match="beyond"):
+        tuning._tune(recipe, "dkd", {}, 3, trainer(recipe, "dkd", tmp_path), quiet=True)
+
+
 def test_generators_are_compared_by_their_samples(tmp_path: Path) -> None:
     recipe = load_recipe(
         {

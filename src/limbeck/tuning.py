@@ -2,8 +2,8 @@
 
 Every method gets the same number of trials. A trial chooses the method's main dial and the learning rate (Optuna), and
 is trained for a quarter, a half and the whole of the recipe's length, as long as it stays among the better ones
-(successive halving). Trials are judged on the validation split; the winner of each method is then trained anew with
-other seeds and judged on the test split. Generators have no validation split: their trials are judged by the recipe's
+(successive halving); one whose values the method refuses has ended early. Trials are judged on the validation split;
+the winner of each method is then trained anew with other seeds and judged on the test split. Generators have no validation split: their trials are judged by the recipe's
 first metric on samples of another seed, and nothing is trained without a teacher beside them.
 
 At equal time every method trains for as long as the recipe's own takes; see :mod:`limbeck.pacing`.
@@ -229,7 +229,12 @@ def _tune(recipe: Recipe, method: str, overrides: Mapping[str, Any], trials: int
         chosen = {name: trial.suggest_float(name, low, high, log=True) for name, (_, low, high) in ranges.items()}
         value = -math.inf
         for rung, share in enumerate(RUNGS):
-            value = trained(_with(overrides, chosen, method), share)
+            try:
+                value = trained(_with(overrides, chosen, method), share)
+            except UserError as error:
+                if trial.number == 0:  # the recipe's own values
+                    raise
+                raise optuna.TrialPruned(f"refused: {error}") from error
             trial.report(value, rung)
             if rung < len(RUNGS) - 1 and trial.should_prune():
                 raise optuna.TrialPruned
