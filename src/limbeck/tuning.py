@@ -3,8 +3,9 @@
 Every method gets the same number of trials. A trial chooses the method's main dial and the learning rate (Optuna), and
 is trained for a quarter, a half and the whole of the recipe's length, as long as it stays among the better ones
 (successive halving); one whose values the method refuses has ended early. Trials are judged on the validation split;
-the winner of each method is then trained anew with other seeds and judged on the test split. Generators have no validation split: their trials are judged by the recipe's
-first metric on samples of another seed, and nothing is trained without a teacher beside them.
+the winner of each method is then trained anew with other seeds and judged on the test split. Generators have no
+validation split: their trials are judged by the recipe's first metric on samples of another seed, and nothing is
+trained without a teacher beside them.
 
 At equal time every method trains for as long as the recipe's own takes; see :mod:`limbeck.pacing`.
 """
@@ -183,7 +184,7 @@ def _as_long(recipe: Recipe, starts: Mapping[str, Mapping[str, Any]], quiet: boo
         raise UserError("as much time for every method is reckoned in steps: give train.steps instead of epochs")
     own = pace_of(trainer(recipe, {}, recipe.method.name), steps).seconds_of(steps)
     others = {m: o for m, o in starts.items() if o}
-    found = {m: steps for m in starts} | {
+    found = dict.fromkeys(starts, steps) | {
         m: pace_of(trainer(recipe, o, m), steps).steps_in(own) for m, o in others.items()
     }
     if not quiet:
