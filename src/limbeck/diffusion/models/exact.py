@@ -6,6 +6,7 @@ import torch
 
 from limbeck.data.base import Data
 from limbeck.diffusion import mixture
+from limbeck.diffusion.memory import Memory
 from limbeck.diffusion.mixture import GaussianMixture
 from limbeck.diffusion.models import positive
 from limbeck.errors import UserError
@@ -80,4 +81,4 @@ def image_memory(*, data: Data, std: float = 0.1, count: int | None = None) -> G
     rows = torch.arange(len(data.train) if count is None else min(count, len(data.train)))
     batch = data.train.batch(rows)
     means = batch["input"]
-    return GaussianMixture(torch.ones(len(means)), means, torch.full_like(means, std**2), batch.get("label"))
+    return Memory(torch.ones(len(means)), means, std, batch.get("label"))
