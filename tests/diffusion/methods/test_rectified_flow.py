@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from limbeck.engine.method import Clock
+from limbeck.errors import UserError
+from limbeck.registry import Block, build
 from toolkit.diffusion import MEAN, STD, ExactFlow, batch, descend, gaussian, made, student, values
 from toolkit.flows import BentFlow
 
@@ -50,6 +52,12 @@ def test_the_last_share_of_the_training_distils_a_single_step():
     exact, wrong = (costs(rectified(net), END)["distillation"] for net in (ExactFlow(), BentFlow(0.8)))
     assert exact < 2e-3 < wrong
     assert costs(rectified(BentFlow(0.8), huber=0.1), END)["distillation"] != pytest.approx(wrong, rel=0.1)
+
+
+@pytest.mark.parametrize("distil", [-0.1, 1.35])
+def test_more_than_the_whole_training_cannot_distil(distil):
+    with pytest.raises(UserError, match="from 0 to 1"):
+        build("method", Block("rectified_flow", {"distil": distil}))
 
 
 def test_descent_on_the_single_step_comes_to_the_exact_map():

@@ -49,7 +49,7 @@ class RCM(GeneratorMethod, SCM):
 
     sCM, which covers every mode but blurs, and beside it, once its tangent is warm, the gradient of distribution
     matching, which sharpens but seeks modes. The samples that are matched come from a rollout of the student: from
-    pure noise, no to ``rollout - 1`` estimates with fresh noise at random falling levels between, then one that takes
+    pure noise, up to ``rollout - 1`` estimates with fresh noise at random falling levels between, then one that takes
     the gradient. There is no discriminator.
 
     What differs: a step has the student's update and ``critic_updates`` of the critic, where the paper counts the

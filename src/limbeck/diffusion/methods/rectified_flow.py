@@ -11,6 +11,7 @@ from limbeck.diffusion.losses import squared_error
 from limbeck.diffusion.paths import like
 from limbeck.diffusion.trajectories import TrajectoryMethod
 from limbeck.engine.method import Batch, Clock, Term
+from limbeck.errors import UserError
 from limbeck.registry import register
 
 
@@ -32,6 +33,9 @@ class RectifiedFlow(TrajectoryMethod):
         distil: share of the training, at its end, for the distillation of a single step.
         huber: c of the pseudo-Huber distance of that step, in units of ``sqrt(dimensions)``; by default the distance
             is the mean square.
+
+    Raises:
+        UserError: ``distil`` is no share.
     """
 
     needs = {"teacher": {"denoiser"}}
@@ -48,6 +52,8 @@ class RectifiedFlow(TrajectoryMethod):
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
+        if not 0 <= distil <= 1:
+            raise UserError(f"rectified_flow: distil is a share of the training, from 0 to 1, not {distil}")
         self.coupling = coupling
         self.distil = distil
         self.huber = huber
