@@ -22,7 +22,7 @@ RECIPE = {"recipe", "--set", "--runs"}
 COMMANDS = {
     "run": {*RECIPE, "--seed", "--fresh", "--quiet", "--json"},
     "check": {*RECIPE, "--static", "--json"},
-    "compare": {"recipes", "--methods", "--trials", "--seeds", "--set", "--runs", "--json"},
+    "compare": {"recipes", "--methods", "--trials", "--equal", "--seeds", "--set", "--runs", "--json"},
     "prove": {"recipes", "--record", "--stale", "--budget", "--runs", "--json"},
     "list": {"--family", "--kind", "--json"},
     "show": {"name", "--json"},
@@ -46,7 +46,7 @@ ARGUMENTS = {
     "Update": "role terms",
     "Term": "sum count weight unit",
     "Clock": "step total epoch phase seed steps_per_epoch",
-    "Parts": "student teachers data offers streams",
+    "Parts": "student teachers data offers streams quiet",
     "Teacher": "module gives name mode",
     "Data": "spec train test val extra",
 }
@@ -55,6 +55,7 @@ METHOD = {
     "controls", "setup",
     "student", "teacher", "updates",
     "before_step", "pace", "fixed", "after_step", "count", "state_dict", "load_state_dict",
+    "health", "alarms", "says",
 }  # fmt: skip
 
 

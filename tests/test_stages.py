@@ -222,11 +222,79 @@ def test_a_student_that_is_data_has_no_best_weights(tmp_path: Path) -> None:
 
 def test_a_student_that_is_data_is_judged_by_networks_that_learn_from_it() -> None:
     blocks = {"student": {"name": "synthetic_images"}, "teacher": None, "method": {"name": "dm"}, "train": {"steps": 2}}
-    chosen = evaluate.metrics_of(load_recipe(tiny(**blocks, evaluate=None)))
-    assert chosen is not None and [b.name for b in chosen] == ["fresh_networks"]
-    own = evaluate.metrics_of(load_recipe(tiny(**blocks, evaluate=["efficiency"])))
-    assert own is not None and [b.name for b in own] == ["efficiency"]
-    assert evaluate.metrics_of(load_recipe(tiny(evaluate=None))) is None
+    chosen = evaluate.metrics_of(load_recipe(tiny(**blocks, evaluate=None)), "classification")
+    assert [b.name for b in chosen] == ["fresh_networks"]
+    own = evaluate.metrics_of(load_recipe(tiny(**blocks, evaluate=["efficiency"])), "classification")
+    assert [b.name for b in own] == ["efficiency"]
+    usual = evaluate.metrics_of(load_recipe(tiny(evaluate=None)), "classification")
+    assert {"accuracy", "calibration", "efficiency"} <= {b.name for b in usual}
+
+
+RING = {"name": "gaussian_ring"}
+POINTS = {"name": "mlp_denoiser", "width": 8, "method": {"name": "edm"}, "train": {"steps": 1}}
+PICTURES = {"name": "pictures", "of": {"name": "digits"}}
+MEMORY = {"name": "image_memory", "count": 4}
+CHAIN = {"name": "markov_chain", "tokens": 3, "length": 4}
+
+
+def generating(teacher: Any, data: Any = None, evaluate: Any = None, **more: Any) -> dict[str, Any]:
+    """A recipe for a generator of one call, of points or of pictures."""
+    network = {"name": "mlp_denoiser", "width": 8} if data is None or data["name"] == "ring_points" else {
+        "name": "unet_denoiser", "width": 8, "levels": 1
+    }  # fmt: skip
+    blocks: dict[str, Any] = {"student": {"name": "few_step", "net": network}, "method": {"name": "dmd"}}
+    blocks |= {"teacher": teacher} if teacher else {"student": network, "method": {"name": "edm"}}
+    return {"title": "generating", **blocks, **({"data": data} if data else {}), "evaluate": evaluate,
+            "train": {"steps": 1, "batch_size": 4}, **more}  # fmt: skip
+
+
+def chosen_for(recipe: dict[str, Any]) -> list[str]:
+    loaded = load_recipe(recipe)
+    data = {name: load_data(block) for name, block in loaded.data.items()}
+    evaluate.check_metrics(loaded, data)
+    return [b.name for b in evaluate.metrics_of(loaded, "generation", evaluate.at_hand(loaded, data))]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metric"),
+    [
+        (generating(RING), "mixture_quality"),
+        (generating(MEMORY, PICTURES), "mixture_quality"),
+        (generating({**POINTS, "name": "unet_denoiser"}, PICTURES), "picture_quality"),
+        (generating(None, PICTURES), "picture_quality"),
+        (generating(POINTS, {"name": "ring_points", "train_size": 8, "test_size": 8}), "teacher_distance"),
+        (generating({**POINTS, "name": "unet_denoiser"}, {**PICTURES, "labels": False}), "teacher_distance"),
+        (
+            generating(CHAIN, student={"name": "discrete_sampler", "net": CHAIN}, method={"name": "lsd"}),
+            "sequence_quality",
+        ),
+    ],
+)
+def test_generators_are_judged_by_what_is_at_hand(recipe: dict[str, Any], metric: str) -> None:
+    assert chosen_for(recipe) == [metric]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (generating(POINTS, PICTURES, ["mixture_quality"]), "needs an exact mixture .* the teacher is mlp_denoiser. "
+                                                            "What serves here: picture_quality"),
+        (generating(RING, evaluate=["picture_quality"]), "needs pictures with classes .* here: mixture_quality"),
+        (generating(None, PICTURES, ["teacher_distance"]), "there is no teacher"),
+        (generating(None, {"name": "ring_points", "train_size": 8, "test_size": 8}), "nothing here can judge"),
+        (generating(RING, evaluate=["accuracy"]), "judges classification, and this data is for generation"),
+    ],
+)  # fmt: skip
+def test_metrics_that_could_judge_nothing_are_refused_before_anything_is_trained(
+    tmp_path: Path, recipe: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        run_recipe(recipe, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_the_stage_nothing_is_said_of_metrics() -> None:
+    assert chosen_for(generating(RING, evaluate=["picture_quality"], stages=["teacher", "train"]))
 
 
 CALLS: list[str] = []

@@ -18,7 +18,7 @@ from limbeck.engine.teacher import Teacher
 from limbeck.models.building import build_model
 from limbeck.preflight import preflight
 from limbeck.recipe.blocks import AUTO
-from limbeck.training import Ingredients, start_student, train
+from limbeck.training import Ingredients, phases_follow, start_student, train
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
@@ -61,6 +61,8 @@ def estimate_run(recipe: Recipe) -> dict[str, Any]:
         facts[f"{role} bytes"] = _bytes(teacher.module)
     facts["student parameters"] = sum(p.numel() for p in student.parameters())
     facts["student bytes"] = _bytes(student)
+    for title, follows in phases_follow(recipe, ingredients).items():
+        facts[f"{title} sets".strip()] = follows
     per_step, steps = _time_steps(recipe, ingredients)
     facts["steps"] = steps
     facts["seconds per step"] = round(per_step, 5)

@@ -23,12 +23,14 @@ def preflight(recipe: Recipe, data: Mapping[str, Data], fabric: Fabric) -> None:
     Raises:
         UserError: a method refuses its arguments, a batch cannot be cut as asked, a split is missing, the best weights
             are asked for where none can be told, a cache could not serve the method, the student cannot be built, or
-            not be exported as asked.
+            not be exported as asked, or a metric could judge nothing.
     """
     from limbeck.export.formats import refuse_early
     from limbeck.stages.cache import check_cache
+    from limbeck.stages.evaluate import check_metrics
 
     check_cache(recipe)
+    check_metrics(recipe, data)
     ingredients = Ingredients(data, {}, fabric, quiet=True)
     refuse_early(start_student(recipe, ingredients, recipe.seed), recipe.export)
     own = [recipe, *(arm_recipe(recipe, overrides) for overrides in recipe.control_arms.values())]

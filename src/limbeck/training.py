@@ -218,10 +218,9 @@ def _train_phase(
     method, schedules = make_method(recipe.method)
     _freeze_all_but(stored, phase.parameters)
     teachers = {role: _to_train_with(teacher, fabric) for role, teacher in ingredients.teachers.items()}
-    streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
     with hooks_kept(t.module for t in teachers.values()):
         rng.seed(seed + 1)
-        method.setup(Parts(stored.module, teachers, ingredients.main.spec, ingredients.offers, streams))
+        method.setup(_parts(stored, teachers, ingredients))
         _check_roles(phase, method)
         stream = make_stream(recipe, method, ingredients, seed)
         settings = loop_settings(
@@ -234,6 +233,12 @@ def _train_phase(
         loggers = _loggers(folder, fabric)
         loop = Loop(method, stream, settings, folder, fabric, validator=validator, best=best, loggers=loggers)
         return loop.fit()
+
+
+def _parts(stored: Stored, teachers: Mapping[str, Teacher], ingredients: Ingredients) -> Parts:
+    streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
+    offers, spec = ingredients.offers, ingredients.main.spec
+    return Parts(stored.module, dict(teachers), spec, offers, streams, ingredients.quiet)
 
 
 def _to_train_with(teacher: Teacher, fabric: Fabric) -> Teacher:
@@ -283,6 +288,30 @@ def _say_what_trains(method: Method, settings: LoopSettings, ingredients: Ingred
             of_role = "" if len(method.learners) == 1 else f" of {role}"
             parts.append(f"{trains:,} of {sum(p.numel() for p in parameters):,} parameters{of_role}")
     say(f"{settings.label}: trains {', '.join(parts) or 'nothing'}, {settings.steps:,} steps")
+    if follows := what_follows(method):
+        say(f"{settings.label}: {follows}")
+
+
+def what_follows(method: Method) -> str:
+    """What student and method settle that the recipe leaves to them, in words; empty where they say nothing.
+
+    Args:
+        method: after its ``setup``. Both it and the student may say something: ``says()``.
+    """
+    own = getattr(method.learners.get("student"), "says", None)
+    return "; ".join([*(own() if own is not None else ()), *method.says()])
+
+
+def phases_follow(recipe: Recipe, ingredients: Ingredients) -> dict[str, str]:
+    """:func:`what_follows` by the title of each phase that has something to say, with nothing trained."""
+    found = {}
+    for phase in phase_recipes(recipe):
+        own = _of_phase(phase, recipe, ingredients)
+        method, _ = make_method(phase.recipe.method)
+        with hooks_kept(t.module for t in own.teachers.values()):
+            method.setup(_parts(start_student(recipe, own, recipe.seed), own.teachers, own))
+        found[phase.title] = what_follows(method)
+    return {title: follows for title, follows in found.items() if follows}
 
 
 def make_stream(recipe: Recipe, method: Method, ingredients: Ingredients, seed: int) -> Any:

@@ -22,6 +22,11 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(1)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
@@ -68,7 +73,7 @@ def test_the_clean_estimate_is_that_of_the_librarys_scheduler(folders, name):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "nfe"), [("sd", 4), ("sd_v", 3)])
+@pytest.mark.parametrize(("name", "nfe"), [("sd", 4), ("sd_v", 5)])
 @torch.no_grad()
 def test_guided_sampling_is_the_pipelines_own_negative_prompt_and_all(folders, name, nfe):
     net, made = build("model", block(folders, name)), pipeline(folders[name])

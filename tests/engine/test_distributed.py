@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from limbeck.engine.devices import repeated_blocks
 from limbeck.registry import Block, build
 from toolkit import set_up, toy_loop, toy_net, toy_teacher
 from toolkit.worker import LEARNER
@@ -31,6 +33,16 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return out
+
+
+def test_a_block_is_sharded_with_the_lists_that_are_in_it() -> None:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.ModuleList([nn.Linear(1, 1), nn.Dropout()]))
+
+    listed = [block(), block(), nn.Identity()]  # the last has nothing to shard
+    deep = nn.ModuleList([nn.ModuleList([nn.Linear(1, 1)])])
+    net = nn.ModuleDict({"body": nn.Sequential(nn.ModuleList(listed)), "tail": deep, "head": nn.Linear(1, 1)})
+    assert list(repeated_blocks(net)) == [listed[0], listed[1], deep[0][0]]
 
 
 def one_process(folder: Path, method: str, steps: int) -> dict[str, torch.Tensor]:

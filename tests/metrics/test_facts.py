@@ -62,3 +62,18 @@ def test_metrics_that_contradict_each_other_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(facts.registry, "parts", lambda kind: [part("a", "up")])
     with pytest.raises(ValueError, match="say 'higher' or 'lower'"):
         facts.directions()
+
+
+def test_what_judges_a_generator_depends_on_what_is_at_hand() -> None:
+    def names(*at_hand: str) -> list[str]:
+        return [b.name for b in facts.default_metrics("generation", at_hand=at_hand)]
+
+    assert names() == []
+    assert names("denoiser") == ["teacher_distance"]
+    assert names("mixture", "denoiser", "pictures") == ["mixture_quality"]
+    assert names("denoiser", "pictures") == ["picture_quality"] and names("chain") == ["sequence_quality"]
+
+
+def test_a_metric_lacks_the_kinds_that_it_needs_and_that_are_not_there() -> None:
+    assert facts.lacks(registry.find("metric", "mixture_quality"), {"pictures"}) == {"mixture"}
+    assert facts.lacks(registry.find("metric", "agreement"), ()) == set()  # left out where there is no teacher

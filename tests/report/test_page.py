@@ -183,6 +183,19 @@ def test_terms_of_a_critic_are_not_mixed_with_the_students(make: Make, results: 
     assert "hardly acts" not in page.text
 
 
+def test_what_a_method_says_of_its_health_is_drawn_for_all_arms(make: Make, results: dict[str, Any]) -> None:
+    logs = {}
+    for arm, lag in (("student", 0.25), ("alone", 0.75)):
+        line = {"split": "train", "health/critic_lag": lag, "health/own_<i>": 3.0}
+        logs[f"train/{arm}/metrics.jsonl"] = [{"step": s, **line} for s in range(1, 20)]
+        results["arms"][arm]["log"] = f"train/{arm}/metrics.jsonl"
+    html = written(make(changed=results, logs=logs))
+    labels = {a["aria-label"] for a in Page(html).all("svg") if a.get("aria-label")}
+    assert any(re.match(r"Critic lag. At the end: .*0\.25.*0\.75", label) for label in labels)
+    assert "0 is a perfect critic" in html
+    assert "<i>" not in html and any((label or "").startswith("Own <i>.") for label in labels)
+
+
 @pytest.mark.parametrize("missing", ["teacher", "student", "alone"])
 def test_a_run_without_an_arm_still_has_a_page(make: Make, results: dict[str, Any], missing: str) -> None:
     del results["arms"][missing]

@@ -26,7 +26,7 @@ def _clip(folder: Path, *, projection: bool = False) -> tuple[Any, Any]:
         vocab_size=len(pieces),
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=16,
         projection_dim=16,
@@ -37,7 +37,7 @@ def _clip(folder: Path, *, projection: bool = False) -> tuple[Any, Any]:
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval(), tokenizer
 
 
-def _vae() -> Any:
+def _vae(shift: float | None = None) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -46,6 +46,7 @@ def _vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=4,
+        shift_factor=shift,
     ).eval()
 
 
@@ -77,6 +78,60 @@ def stable_diffusion(folder: Path, *, prediction: str = "epsilon") -> Path:
     return folder
 
 
+def stable_diffusion_xl(folder: Path) -> Path:
+    """A Stable Diffusion XL of some thousand parameters, with the real one's scheduler; latents are [4, 8, 8]."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    encoder, tokenizer = _clip(folder / "words")
+    second, second_tokenizer = _clip(folder / "more words", projection=True)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(), text_encoder=encoder, text_encoder_2=second, tokenizer=tokenizer, tokenizer_2=second_tokenizer,
+        unet=unet, scheduler=scheduler, add_watermarker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_3(folder: Path) -> Path:
+    """A Stable Diffusion 3 of some thousand parameters, without its third text encoder; latents are [4, 8, 8]."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(0)
+    encoder, tokenizer = _clip(folder / "words", projection=True)
+    second, second_tokenizer = _clip(folder / "more words", projection=True)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
+        pos_embed_max_size=8, qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    for parameter in transformer.parameters():  # its last layers would begin at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    StableDiffusion3Pipeline(
+        transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), _vae(0.06), encoder, tokenizer, second,
+        second_tokenizer, None, None,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 def dit(folder: Path) -> Path:
     """A class-conditional DiT with three classes; latents are [4, 8, 8]."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
@@ -104,7 +159,7 @@ def flux(folder: Path) -> Path:
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     FluxPipeline(
-        scheduler, _vae(), encoder, tokenizer, second, second_tokenizer, transformer
+        scheduler, _vae(0.1), encoder, tokenizer, second, second_tokenizer, transformer
     ).save_pretrained(folder)  # fmt: skip
     return folder
 

@@ -5,24 +5,30 @@ All random numbers come from the clock, by sample and by name, so that a batch m
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.diffusion import samplers
+from limbeck.diffusion.dial import derived
 from limbeck.diffusion.guidance import Guided
 from limbeck.diffusion.levels import karras
 from limbeck.diffusion.mixture import GaussianMixture
 from limbeck.diffusion.networks import inherit
 from limbeck.diffusion.paths import Denoise
+from limbeck.diffusion.pools import Keeping, Pool, Rows, make_pool
 from limbeck.engine import noise
+from limbeck.engine.cache import parse_bytes
 from limbeck.engine.method import Batch, Clock, Method, Parts
 from limbeck.errors import UserError
 
 CHUNK = 1024
 """Teacher samples that are made at once."""
+LARGE, FEW = 4096, 16
+"""Samples of more values than ``LARGE``, as latents of a pipeline, are made a few at once."""
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """EDM's range, for a student that does not say."""
 
@@ -59,6 +65,7 @@ class DiffusionMethod(Method):
             UserError: teacher and student make unlike samples, or guidance is asked of networks without classes.
         """
         super().setup(parts)
+        self.quiet = parts.quiet
         teacher = self.teacher.module
         self.shape = shape_of(parts.student, "student")
         self.noise_shape = tuple(getattr(parts.student, "noise_shape", self.shape))
@@ -76,6 +83,10 @@ class DiffusionMethod(Method):
         """The noise levels ``sigma_min`` to ``sigma_max`` of the teacher: those of the student's grid."""
         self.sigma_min = float(getattr(student, "sigma_min", SIGMA_MIN))
         self.sigma_max = float(getattr(student, "sigma_max", SIGMA_MAX))
+
+    def says(self) -> list[str]:
+        """What follows from the student's levels."""
+        return derived(self)
 
     # -- the teacher ---------------------------------------------------------------------------------------------------
 
@@ -108,18 +119,22 @@ class Pairs(DiffusionMethod):
         pairs: how many pairs to make; of a teacher that can be drawn from, samples without their noise are drawn
             anew instead.
         pair_steps: Heun steps for each.
+        keep: how much of the disk pairs of a network may take, to be found again by the next training; ``null`` holds
+            them in memory.
     """
 
     needs = {"teacher": {"denoiser"}}
     data_free = True
 
-    def __init__(self, *, pairs: int = 10_000, pair_steps: int = 18, **rest: Any) -> None:
+    def __init__(self, *, pairs: int = 10_000, pair_steps: int = 18, keep: str | None = "10GB", **rest: Any) -> None:
         super().__init__(**rest)
         if pairs < 1 or pair_steps < 1:
             raise UserError("pairs and pair_steps must be 1 or more")
         self.pairs = pairs
         self.pair_steps = pair_steps
-        self._made: Tensor | None = None
+        self.keep = keep
+        self._budget = None if keep is None else _size("keep", keep)
+        self._pool: Pool | None = None
 
     def clean(self, batch: Batch, clock: Clock, name: str) -> tuple[Tensor, Tensor | None]:
         """Clean samples [B, *shape] and their class: the data's where the recipe has some, else the teacher's own.
@@ -138,15 +153,51 @@ class Pairs(DiffusionMethod):
 
     def pair(self, batch: Batch, clock: Clock, name: str = "pair") -> tuple[Tensor, Tensor | None, Tensor]:
         """A pair for each sample of the batch: noise, class and what the teacher's sampler makes of them."""
-        if self._made is None:
-            everything = torch.arange(self.pairs, device=batch["id"].device)
-            self._made = torch.cat([self._sampled(ids, clock.seed) for ids in everything.split(CHUNK)])
+        if self._pool is None:
+            self._pool = self.pool(
+                "pairs",
+                lambda ids: {"samples": self._sampled(ids, clock.seed)},
+                self.pairs,
+                clock.seed,
+                batch["id"].device,
+                sampler="heun",
+                steps=self.pair_steps,
+                nfe=2 * self.pair_steps - 1,
+                guidance=float(self.guidance),
+            )
         which = (clock.uniform(batch["id"], (1,), name).squeeze(1) * self.pairs).long()
-        return *self.pair_start(which, clock.seed), self._made[which]
+        return *self.pair_start(which, clock.seed), self._pool[which]["samples"]
 
     def pair_start(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
         """Noise and class of the pairs with these numbers."""
         return noise.normal(ids, self.shape, (seed, "pair start")), self._labels(ids, (seed, "pair class"))
+
+    def pool(
+        self, what: str, make: Callable[[Tensor], Rows], count: int, seed: int, device: torch.device, **facts: Any
+    ) -> Pool:
+        """What the teacher makes of :meth:`pair_start`, found on disk or made now, as :func:`make_pool` says.
+
+        What a teacher without parameters makes takes no time and is not kept.
+
+        Args:
+            what: a word for it.
+            make: from numbers, int64 [B], to rows.
+            count: how many.
+            seed: of the run.
+            device: where they are made.
+            facts: what they depend on beside the teacher, the seed and the levels, as JSON.
+        """
+        keeping = None
+        if self._budget is not None and self.teacher.parameters():
+            range_of = {"sigma_min": float(self.sigma_min), "sigma_max": float(self.sigma_max), "rho": float(self.rho)}
+            own = {"seed": seed, "shape": self.shape, "classes": self.classes}
+            keeping = Keeping(
+                {"what": what, "teacher": self.teacher.hash, **range_of, **own, **facts},
+                self._budget,
+                {"teacher_name": type(self.teacher.module).__name__},
+            )
+        few = math.prod(self.shape) > LARGE
+        return make_pool(make, count, chunk=FEW if few else CHUNK, device=device, keeping=keeping, quiet=self.quiet)
 
     def _sampled(self, ids: Tensor, seed: int) -> Tensor:
         start, label = self.pair_start(ids, seed)
@@ -160,6 +211,13 @@ class Pairs(DiffusionMethod):
                 rho=self.rho,
                 label=label,
             ).samples
+
+
+def _size(name: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def conditioned(label: Tensor | None) -> dict[str, Tensor]:

@@ -18,28 +18,41 @@ class Family:
     """How networks of one class are conditioned and called.
 
     Attributes:
-        encode: ``(pipeline, prompts) -> {name: [P, ...]}``.
+        encode: ``(pipeline, prompts, negative, shape) -> {name: [P + 1, ...]}`` for latents of that shape, the last row
+            that of the negative prompt.
         call: ``(network, x, time, rows, scale) -> prediction``, the time as the network was trained on it, and the
             strength of guidance [B] for those that are told it.
         component: the pipeline's name for the network.
         text: whether it is conditioned on prompts.
+        even: whether its pipeline asks a scheduler of flows for the times 1, (n - 1) / n, ..., 1 / n; the others leave
+            it to the scheduler, which goes from 1 to its lowest time.
+        asked: how its pipeline is told what to make, in a call.
+        guided: whether its pipeline takes a ``guidance_scale``.
+        apart: paths of modules within blocks that the network calls from outside of them.
     """
 
-    encode: Callable[[Any, list[str]], dict[str, Tensor]]
+    encode: Callable[[Any, list[str], str, tuple[int, ...]], dict[str, Tensor]]
     call: Callable[[Any, Tensor, Tensor, Rows, Tensor | None], Tensor]
     component: str = "transformer"
     text: bool = True
+    even: bool = False
+    asked: str = '"a red shoe"'
+    guided: bool = True
+    apart: tuple[str, ...] = ()
 
 
-def _unet_encode(pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+def _unet_encode(pipeline: Any, prompts: list[str], negative: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    texts = [*prompts, negative]
     found = pipeline.encode_prompt(
-        prompt=prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        prompt=texts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )
-    rows = {"prompt": found[0]}
-    if len(found) == 4:  # SDXL
-        size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        rows |= {"pooled": found[2], "ids": torch.tensor([[size, size, 0, 0, size, size]]).repeat(len(prompts), 1)}
-    return rows
+    if len(found) < 4:
+        return {"prompt": found[0]}
+    rows = {"prompt": found[0], "pooled": found[2]}  # SDXL
+    if not negative and pipeline.config.force_zeros_for_empty_prompt:
+        rows = {name: torch.cat([value[:-1], torch.zeros_like(value[-1:])]) for name, value in rows.items()}
+    height, width = (pipeline.vae_scale_factor * side for side in shape[1:])
+    return rows | {"ids": torch.tensor([[height, width, 0, 0, height, width]]).repeat(len(texts), 1)}
 
 
 def _unet_call(network: Any, x: Tensor, t: Tensor, rows: Rows, scale: Tensor | None) -> Tensor:
@@ -65,7 +78,11 @@ def _plain_call(network: Any, x: Tensor, t: Tensor, rows: Rows, scale: Tensor | 
     return found
 
 
-def _dit_encode(pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+def _plain_encode(pipeline: Any, prompts: list[str], negative: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    return {}
+
+
+def _dit_encode(pipeline: Any, prompts: list[str], negative: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
     return {"class": torch.arange(pipeline.transformer.config.num_embeds_ada_norm + 1)}
 
 
@@ -74,8 +91,8 @@ def _dit_call(network: Any, x: Tensor, t: Tensor, rows: Rows, scale: Tensor | No
     return found[:, : x.shape[1]]  # the other half is a learned variance
 
 
-def _sd3_encode(pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-    found = pipeline.encode_prompt(prompts, None, None, device="cpu", do_classifier_free_guidance=False)
+def _sd3_encode(pipeline: Any, prompts: list[str], negative: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    found = pipeline.encode_prompt([*prompts, negative], None, None, device="cpu", do_classifier_free_guidance=False)
     return {"prompt": found[0], "pooled": found[2]}
 
 
@@ -85,8 +102,8 @@ def _sd3_call(network: Any, x: Tensor, t: Tensor, rows: Rows, scale: Tensor | No
     return found
 
 
-def _flux_encode(pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-    found = pipeline.encode_prompt(prompts, None, device="cpu")
+def _flux_encode(pipeline: Any, prompts: list[str], negative: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    found = pipeline.encode_prompt([*prompts, negative], None, device="cpu")
     return {"prompt": found[0], "pooled": found[1]}
 
 
@@ -112,9 +129,11 @@ def _flux_call(network: Any, x: Tensor, t: Tensor, rows: Rows, scale: Tensor | N
 
 FAMILIES = {
     "UNet2DConditionModel": Family(_unet_encode, _unet_call, "unet"),
-    "UNet2DModel": Family(lambda pipeline, prompts: {}, _plain_call, "unet", text=False),
-    "DiTTransformer2DModel": Family(_dit_encode, _dit_call, text=False),
+    "UNet2DModel": Family(_plain_encode, _plain_call, "unet", text=False, asked="", guided=False),
+    "DiTTransformer2DModel": Family(
+        _dit_encode, _dit_call, text=False, asked="class_labels=[0]", apart=("transformer_blocks.0.norm1.emb",)
+    ),
     "SD3Transformer2DModel": Family(_sd3_encode, _sd3_call),
-    "FluxTransformer2DModel": Family(_flux_encode, _flux_call),
+    "FluxTransformer2DModel": Family(_flux_encode, _flux_call, even=True),
 }
 """By the class of the network: Stable Diffusion and SDXL, unconditional ones, DiT, Stable Diffusion 3 and Flux."""

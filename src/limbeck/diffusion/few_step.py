@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.diffusion.dial import spoken
 from limbeck.diffusion.levels import karras
 from limbeck.diffusion.steps import jump, renoise
 
@@ -55,6 +56,16 @@ class FewStep(nn.Module):
         self.levels = tuple(levels)
         self.rule = rule
         self.scale = scale
+
+    levels_from = ""
+    """Where the levels come from, in words; who builds a generator may set it."""
+
+    def says(self) -> list[str]:
+        """What the number of calls sets."""
+        if self.nfe == 1:
+            return [f"nfe 1: level {spoken(self.levels)}"]
+        origin = f", {self.levels_from}" if self.levels_from else ""
+        return [f"nfe {self.nfe}: levels {spoken(self.levels)} (rule {self.rule}{origin})"]
 
     @property
     def nfe(self) -> int:

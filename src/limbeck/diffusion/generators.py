@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from limbeck import registry
 from limbeck.diffusion.base import DiffusionMethod, conditioned
+from limbeck.diffusion.health import diversity, diversity_alarms, matching_alarms, matching_health, variance_of
 from limbeck.diffusion.levels import within
 from limbeck.diffusion.losses import denoising_weight, matching_direction, squared_error, surrogate
+from limbeck.diffusion.mixture import GaussianMixture
 from limbeck.diffusion.networks import inherit
 from limbeck.diffusion.paths import like
+from limbeck.engine.health import Alarm
 from limbeck.engine.method import Batch, Clock, Parts, Term, Update, frozen
 from limbeck.errors import UserError
 from limbeck.registry import ModelBlock
@@ -77,6 +80,7 @@ class GeneratorMethod(DiffusionMethod):
         self.critic_weighting = critic_weighting
         self.t_min = t_min
         self.t_max = t_max
+        self._followed = False
 
     def setup(self, parts: Parts) -> None:
         """Take the generator, and build its critic."""
@@ -94,6 +98,11 @@ class GeneratorMethod(DiffusionMethod):
         )
         if not 0 < self.sigma_min < self.sigma_max:
             raise UserError(f"0 < sigma_min < sigma_max must hold, not {self.sigma_min} and {self.sigma_max}")
+
+    def says(self) -> list[str]:
+        """Also after which calls it is trained, of a generator of several."""
+        nfe, own = int(getattr(self.student, "nfe", 1)), type(self).critic_loss is not GeneratorMethod.critic_loss
+        return [*super().says(), *([] if nfe == 1 or own else [f"trained after a random one of its {nfe} calls"])]
 
     @property
     def has_critic(self) -> bool:
@@ -119,6 +128,7 @@ class GeneratorMethod(DiffusionMethod):
 
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
         """The generator, then its critic."""
+        self._followed = True
         yield Update("student", partial(self.generator_terms, batch, clock))
         for k in range(self.critic_updates):
             yield self.critic_update(batch, clock, f"critic {k}")
@@ -151,9 +161,13 @@ class GeneratorMethod(DiffusionMethod):
         Of a generator of several steps, the estimate after a random one of them, the same in the whole batch: what
         comes before is the generator's own, as when it samples (arXiv 2405.14867, section 4.5).
         """
+        return self.stopped(batch, clock, name, self.stop(clock, name))
+
+    def stopped(self, batch: Batch, clock: Clock, name: str, steps: int | None) -> tuple[Tensor, Tensor | None]:
+        """Likewise, after so many calls; None is for a generator of a single step."""
         label = self.draw_label(batch["id"], clock, name)
         start = clock.normal(batch["id"], self.noise_shape, f"{name} start")
-        return self.call_student(start, label, self.stop(clock, name)), label
+        return self.call_student(start, label, steps), label
 
     def stop(self, clock: Clock, name: str) -> int | None:
         """After how many calls a generator of several steps stops in this update; None for one of a single step."""
@@ -193,6 +207,7 @@ class GeneratorMethod(DiffusionMethod):
     @torch.no_grad()
     def estimates(self, at: Noised) -> tuple[Tensor, Tensor]:
         """What the teacher and the critic take the clean samples to be, without gradient."""
+        self._followed = True
         with self.teacher.context():
             real = self.real(at.x, at.sigma, **conditioned(at.label))
         return real, self.fake(at)
@@ -208,6 +223,50 @@ class GeneratorMethod(DiffusionMethod):
         """The surrogate [B] of the gradient of the reverse KL at the generator's noised samples (DMD, eq. 7 and 8)."""
         at = self.noised(samples, label, batch, clock, "generator", low=self.t_min, high=self.t_max)
         return surrogate(samples, matching_direction(samples, *self.estimates(at), normalise=normalise))
+
+    # -- health --------------------------------------------------------------------------------------------------------
+
+    def health(self, batch: Batch, clock: Clock) -> Mapping[str, Term]:
+        """``diversity`` and, once the generator follows its critic, ``critic_lag`` and ``gap``, on fresh samples.
+
+        See :mod:`limbeck.diffusion.health`. A critic whose loss is not plain denoising of the generator's samples has
+        no lag: there is no sample that it would have to name on average.
+        """
+        plain = type(self).critic_loss is GeneratorMethod.critic_loss
+        found = self._matching_health(batch, clock) if CRITIC in self.learners and self._followed and plain else {}
+        return {**found, "diversity": self._diversity(batch, clock)}
+
+    def alarms(self) -> list[Alarm]:
+        """A critic that lags or that generator and critic chase each other, and samples that are all the same."""
+        exact = self.classes is None or isinstance(self.teacher.module, GaussianMixture)
+        return [*matching_alarms(), *diversity_alarms(exact=exact)]
+
+    def _matching_health(self, batch: Batch, clock: Clock) -> dict[str, Term]:
+        """Over all that the critic learns the mixture of: the estimates after each step of the generator."""
+        parts = []
+        for k, (samples, label) in enumerate(self._held_out(batch, clock)):
+            at = self.noised(samples, label, batch, clock, f"health {k}", low=self.t_min, high=self.t_max)
+            parts.append((samples, *self.estimates_through(at)))
+        return matching_health(*(torch.cat(rows) for rows in zip(*parts, strict=True)))
+
+    def _held_out(self, batch: Batch, clock: Clock) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Samples and their class that nothing learns from; as many after each step that the generator may stop at."""
+        nfe = int(getattr(self.student, "nfe", 1))
+        if nfe == 1 or type(self).generate is not GeneratorMethod.generate:
+            yield self.generate(batch, clock, "health 0")
+        else:
+            yield from (self.stopped(batch, clock, f"health {k}", k + 1) for k in range(nfe))
+
+    def _diversity(self, batch: Batch, clock: Clock) -> Term:
+        """Of two samples for each class that is drawn."""
+        ids, nfe = batch["id"], int(getattr(self.student, "nfe", 1))
+        label = self.draw_label(ids, clock, "health")
+        one, other = (
+            self.call_student(clock.normal(ids, self.noise_shape, f"health {which}"), label, nfe if nfe > 1 else None)
+            for which in ("one", "other")
+        )
+        sigma_data = float(facts_of(self.teacher.module)["sigma_data"] or getattr(self, "critic_sigma_data", 0.5))
+        return diversity(one, other, variance_of(self.teacher.module, label, sigma_data))
 
 
 def facts_of(module: nn.Module) -> Mapping[str, Any]:

@@ -95,6 +95,15 @@ class GaussianMixture(nn.Module):
         centre = (w * self.means).sum(0)
         return float((w * (self.variances + (self.means - centre) ** 2)).sum(0).mean().sqrt())
 
+    def variance(self, label: Tensor | None = None) -> Tensor:
+        """Variance of the data per dimension, averaged over dimensions, given each class (int64 [B], -1 for none): [B].
+
+        Without classes the one of all the data, [1].
+        """
+        w = self._allowed(label, 1 if label is None else len(label)).softmax(dim=1)
+        means, variances = self.means.flatten(1), self.variances.flatten(1)
+        return (w @ (variances + means**2) - (w @ means) ** 2).mean(dim=1)
+
     def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
         """``E[x0 | x]`` at EDM level ``sigma``; the same as :meth:`denoise`."""
         return self.posterior_mean(x, 1.0, sigma, label)

@@ -8,6 +8,7 @@ pipeline.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from limbeck.registry import Block
 
 TIMESTEP_SCALING = 10.0
 """Of the boundary of latent consistency models, as in diffusers."""
+NEAR = 0.01
+"""A floor may be rounded by that share of itself."""
 ALMOST_NOISE = 1e-3
 """A rectified flow starts at the time ``1 - ALMOST_NOISE``: at 1 itself there is no level in EDM's space."""
 
@@ -39,7 +42,10 @@ class PipelineDenoiser(nn.Module):
         shape: of the latents of one sample.
         sigma_data: their standard deviation.
         origin: the pipeline's folder, for what is needed of it beside the network.
-        floor: above 0 the network is the identity at its lowest level, as consistency functions are.
+        floor: the network's lowest level, or near it, makes it the identity there, as consistency functions are.
+
+    Raises:
+        UserError: the floor is another level.
     """
 
     jumps = False
@@ -56,13 +62,13 @@ class PipelineDenoiser(nn.Module):
         floor: float = 0.0,
     ) -> None:
         super().__init__()
-        self.floor = floor
         self.origin = origin
         self.network = network
         _keep_labels(network)
         self.family = FAMILIES[type(network).__name__]
         self.scheduler = dict(scheduler)
         self.path, self.kind = path_of(self.scheduler)
+        self.floor = self._floor(floor)
         self.shape = tuple(shape)
         self.sigma_data = sigma_data
         self.row_names = tuple(rows)
@@ -95,6 +101,12 @@ class PipelineDenoiser(nn.Module):
             told = torch.ones_like(t) if scale is None else torch.as_tensor(scale, dtype=t.dtype).to(t).expand(len(t))
         found = to_denoised(self.path, scaled, t, self.predict(scaled, self._network_time(t), label, told), self.kind)
         return found if self.floor == 0 else self._grounded(x, t, found)
+
+    def _floor(self, asked: float) -> float:
+        lowest = self.sigma_range[0]
+        if asked and not math.isclose(asked, lowest, rel_tol=NEAR):
+            raise UserError(f"the floor of a pipeline's network is at its lowest level, {lowest:.3g}, not {asked:g}")
+        return lowest if asked else 0.0
 
     def _grounded(self, x: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
         """The identity at the lowest time, and the clean estimate soon above it (arXiv 2310.04378, section 4.2)."""
@@ -164,11 +176,9 @@ class PipelineDenoiser(nn.Module):
 
     def levels_for(self, nfe: int, rule: str) -> list[float]:
         """The levels of ``nfe`` calls by the scheduler that samples in this way."""
-        made = few_step_scheduler(self.scheduler, rule)
+        made = few_step_scheduler(self.scheduler, rule, nfe, even=self.family.even)
         if self.is_table:
-            made.set_timesteps(nfe)
             return [float(v) for v in self.path.level(made.timesteps.double())]
-        made.set_timesteps(sigmas=torch.linspace(1, 1 / nfe, nfe).tolist())
         times = made.sigmas[:nfe].double().clamp_max(1 - ALMOST_NOISE)
         return [float(v) for v in times / (1 - times)]
 
@@ -178,6 +188,11 @@ class PipelineDenoiser(nn.Module):
         if getattr(self.network, "mid_block", None) is not None:
             return "network.mid_block"
         return None
+
+    @property
+    def called_apart(self) -> tuple[str, ...]:
+        """See :func:`limbeck.engine.devices.shard`."""
+        return tuple(f"network.{path}" for path in self.family.apart)
 
     @property
     def portable(self) -> Block:
@@ -224,11 +239,12 @@ def from_folder(
         negative: the prompt of the class of none.
         size: height and width of the latents; by default what the network was made for.
         sigma_data: standard deviation of the latents.
-        floor: above 0 the network is made the identity at its lowest level.
+        floor: the lowest level, or near it, makes the network the identity there.
         told: whether the network takes the strength of guidance; what it lacks for that starts at zero.
 
     Raises:
-        UserError: no such pipeline, one of a kind that is not known, pickled weights, or prompts missing.
+        UserError: no such pipeline, one of a kind that is not known, pickled weights, prompts missing, or a floor that
+            is not the lowest level.
     """
     index = read_index(folder)
     component = next((c for c in ("unet", "transformer") if c in index), None)
@@ -242,11 +258,11 @@ def from_folder(
         raise UserError(
             f"the pipeline {folder} takes text: give the model its prompts (prompts: [...], or prompt_file)"
         )
+    shape = latent_shape(network, size)
     with torch.no_grad():
-        rows = family.encode(pipeline, [*prompts, negative])
+        rows = family.encode(pipeline, list(prompts), negative, shape)
     scheduler = {**json.loads(pipeline.scheduler.to_json_string()), "_class_name": type(pipeline.scheduler).__name__}
     network = _told(network) if told else network
-    shape = latent_shape(network, size)
     return PipelineDenoiser(network.train(), _plain_config(scheduler), rows, shape, sigma_data, folder.resolve(), floor)
 
 
@@ -256,15 +272,24 @@ def load_pipeline(folder: Path) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
-    read_index(folder)
+    absent = dict.fromkeys(left_out(folder))
     try:
         with quietly():
             return library().DiffusionPipeline.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, **absent
             )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise UserError(f"diffusers cannot load the pipeline {folder}: {first_line}") from error
+
+
+def left_out(folder: Path) -> list[str]:
+    """The components that a pipeline was saved without; loading it takes their names where it can have them.
+
+    Raises:
+        UserError: no such pipeline.
+    """
+    return [name for name, kind in _index(folder).items() if isinstance(kind, list) and kind[0] is None]
 
 
 def autoencoder(folder: Path) -> Any:
@@ -315,18 +340,22 @@ def from_config(config: Mapping[str, Any], sigma_data: float = 1.0, floor: float
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """A pipeline's ``model_index.json``.
+    """The components of a pipeline, as its ``model_index.json`` names them.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
+    return {k: v for k, v in _index(folder).items() if isinstance(v, list) and v[0] is not None}
+
+
+def _index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
         says = f"{folder} is not a pipeline's folder, as DiffusionPipeline.save_pretrained writes it"
         raise UserError(f"{says}: there is no readable model_index.json in it") from error
-    return {k: v for k, v in index.items() if isinstance(v, list) and v[0] is not None}
+    return index
 
 
 def latent_shape(network: Any, size: tuple[int, int] | None) -> tuple[int, ...]:
@@ -336,12 +365,20 @@ def latent_shape(network: Any, size: tuple[int, int] | None) -> tuple[int, ...]:
         UserError: the network does not say its size, and none is given.
     """
     packed = type(network).__name__ == "FluxTransformer2DModel"
-    own = getattr(network.config, "sample_size", None)
-    if size is None and own is None:
+    sides = size or own_size(network)
+    if sides is None:
         raise UserError(f"a {type(network).__name__} works at any size: give the model the size of the latents")
-    height, width = size or (tuple(own) if isinstance(own, list | tuple) else (own, own))
     channels = network.config.in_channels // 4 if packed else network.config.in_channels
-    return int(channels), int(height), int(width)
+    return int(channels), *sides
+
+
+def own_size(network: Any) -> tuple[int, int] | None:
+    """Height and width of the latents that a network was made for, if it says so."""
+    own = getattr(network.config, "sample_size", None)
+    if own is None:
+        return None
+    height, width = own if isinstance(own, list | tuple) else (own, own)
+    return int(height), int(width)
 
 
 def _told(network: Any) -> Any:

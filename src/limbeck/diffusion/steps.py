@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from limbeck.diffusion.paths import Denoise, like
 from limbeck.engine.progress import say
@@ -103,13 +104,14 @@ def tangent(
 ) -> tuple[Tensor, Tensor]:
     """``call(*points)`` and its derivative along ``directions``, without gradient for either.
 
-    Forward-mode differentiation; where the network has an operator without it (attention, by device and version), a
-    central difference of ``width`` times the directions, with one warning. The network runs in float32 then.
+    Forward-mode differentiation, with attention by plain products of matrices, because its fused kernels have no such
+    derivative. Where the network has another operator without it, a central difference of ``width`` times the
+    directions, with one warning; that is of use in float32, not in half precision.
 
     Returns:
         value and derivative, shaped like what ``call`` gives.
     """
-    with torch.no_grad():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
             found = torch.func.jvp(call, points, directions)
             value, derivative = found[0], found[1]

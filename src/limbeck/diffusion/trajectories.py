@@ -6,6 +6,7 @@ by the teacher's solver, by the network itself, or by a slow copy of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,9 @@ from limbeck.diffusion.losses import pseudo_huber, squared_error
 from limbeck.engine.method import Batch, Clock, Parts, Term, Update
 from limbeck.engine.momentum import MovingAverage
 from limbeck.errors import UserError
+
+NEAR = 0.01
+"""Two levels that differ by less than this share are the same but for rounding."""
 
 
 class TrajectoryMethod(Pairs):
@@ -48,13 +52,13 @@ class TrajectoryMethod(Pairs):
             self.frozen["target"] = self.slow
 
     def need_floor(self, parts: Parts, level: float) -> None:
-        """For functions that are the identity at a level by construction.
+        """For functions that are the identity at a level by construction; it may be rounded.
 
         Raises:
             UserError: the student's network is so at another level.
         """
         floor = getattr(parts.student.net, "floor", 0.0)
-        if floor != level:
+        if not math.isclose(floor, level, rel_tol=NEAR):
             raise UserError(
                 f"this method's function is the identity at level {level:g}: give the student's net "
                 f"floor: {level:g}, not {floor}"

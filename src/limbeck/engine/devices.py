@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +106,25 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard a module over the data-parallel mesh with FSDP2: each repeated block on its own, then the rest."""
+    """Shard a module over the data-parallel mesh with FSDP2: each repeated block on its own, then the rest.
+
+    A module whose forward calls a part of a block from outside of it names that in ``called_apart``, by its path; the
+    part is gathered by itself.
+    """
     from torch.distributed.fsdp import fully_shard
 
     data = mesh["data_parallel"]
-    for child in module.modules():
-        if isinstance(child, nn.ModuleList):
-            for block in child:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=data)
+    for part in [m.get_submodule(path) for m in module.modules() for path in getattr(m, "called_apart", ())]:
+        fully_shard(part, mesh=data)
+    for block in dict.fromkeys(repeated_blocks(module)):
+        fully_shard(block, mesh=data)
     return fully_shard(module, mesh=data)  # type: ignore[return-value]
+
+
+def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of a network's lists of modules that have parameters; lists within them belong to their block."""
+    for child in module.children():
+        if not isinstance(module, nn.ModuleList) or isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from repeated_blocks(child)
+        elif any(True for _ in child.parameters()):
+            yield child

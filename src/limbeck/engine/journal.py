@@ -1,4 +1,5 @@
-"""What a loop writes down: every term by name, its share of the gradient, and the alarm when one dies or explodes.
+"""What a loop writes down: every term by name, its share of the gradient, and the alarm when one dies or explodes;
+beside them the numbers that the method gives of its health.
 
 Values stay on the device until :meth:`Journal.flush` brings them over in one transfer, so that logging costs no
 synchronisation in between.
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.engine.health import Alarm, Seen
+
 MEASUREMENTS = 20
-"""How often in a run the shares of the gradient are measured (each time costs one backward per term)."""
+"""How often in a run the shares of the gradient (one backward per term) and the method's health are measured."""
 PATIENCE = 10
 """After how many measurements in a row without value and gradient a term counts as dead."""
 
@@ -30,8 +33,10 @@ class DeadTermError(ValueError):
 class Journal:
     """Collects the numbers of a training between flushes."""
 
-    def __init__(self) -> None:
+    def __init__(self, alarms: Sequence[Alarm] = ()) -> None:
+        self.alarms = alarms
         self.shares: dict[str, list[float]] = {}
+        self.health: dict[str, list[Seen]] = {}
         self._pending: list[tuple[int, str, Mapping[str, Tensor | float]]] = []
 
     def add(self, step: int, role: str, values: Mapping[str, Tensor | float]) -> None:
@@ -57,11 +62,13 @@ class Journal:
         Raises:
             NotFiniteError: as :meth:`flush`.
         """
-        return {"shares": self.shares, "pending": [list(entry) for entry in self._settled()]}
+        pending = [list(entry) for entry in self._settled()]
+        return {"shares": self.shares, "health": self.health, "pending": pending}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.shares = saved["shares"]
+        self.health = {name: [Seen(*entry) for entry in series] for name, series in saved.get("health", {}).items()}
         self._pending = [(step, role, values) for step, role, values in saved["pending"]]
 
     def _settled(self) -> Sequence[tuple[int, str, Mapping[str, float]]]:
@@ -104,7 +111,18 @@ class Journal:
                     f"({len(seen)} measurements): its weight, mask or wiring is wrong"
                 )
 
+    def look(self, step: int, found: Mapping[str, tuple[float, float]]) -> None:
+        """Keep a measurement of the method's health, each number as its sum and count; empty ones are left out."""
+        for name, (total, count) in found.items():
+            if count > 0 and math.isfinite(total / count):
+                self.health.setdefault(name, []).append(seen := Seen(step, total, count))
+                self.add(step, "", {f"health/{name}": seen.value})
+
     def warnings(self) -> list[str]:
+        """A line for each dim term, and for each alarm of the method that its health sets off."""
+        return [*self._dim(), *(says for alarm in self.alarms if (says := alarm(self.health)) is not None)]
+
+    def _dim(self) -> list[str]:
         """A line for each term that hardly moves its learner (under 1 % of the gradient), if it is not alone there."""
         by_role: dict[str, int] = {}
         for name in self.shares:

@@ -23,6 +23,7 @@ from limbeck.engine import checkpoint, rng
 from limbeck.engine.best import Best
 from limbeck.engine.counting import declared, divisors
 from limbeck.engine.devices import to_device, wrapped
+from limbeck.engine.health import look
 from limbeck.engine.journal import MEASUREMENTS, Journal, NotFiniteError, note, number
 from limbeck.engine.learner import Learner, LearnerSettings
 from limbeck.engine.method import Batch, Clock, Method, Update
@@ -110,7 +111,7 @@ class Loop:
             role: Learner(role, module, settings.learners.get(role, settings.default), keeps_first=again)
             for role, module in method.learners.items()
         }
-        self.journal = Journal()
+        self.journal = Journal(method.alarms())
         self.step = 0
         self.spent = 0.0
         self.last: dict[str, float] = {}
@@ -188,6 +189,8 @@ class Loop:
                 # Here and not before the backward: between forward and backward a sharded module hides its parameters.
                 for learner in self.learners.values():
                     learner.zero_grad()
+        if self._on_turn(clock):
+            self.journal.look(self.step, look(self.method, micro, clock, self.fabric))
 
     def _next_update(
         self, generators: list[Iterator[Update]], totals: Mapping[str, Tensor] | None, clock: Clock
@@ -272,15 +275,14 @@ class Loop:
     def _sharded(self) -> bool:
         return isinstance(self.fabric.strategy, ModelParallelStrategy)
 
-    def _measures(self, clock: Clock) -> bool:
-        spacing = max(self.settings.log_every, self.settings.steps // MEASUREMENTS, 1)
-        # Several processes can look at one term's gradient alone only where it is neither sharded nor scaled.
-        possible = self.fabric.world_size == 1 or (not self._sharded and self._full_precision)
-        return possible and clock.step % spacing == 0
+    def _on_turn(self, clock: Clock) -> bool:
+        """Whether it is a step at which something is measured."""
+        return clock.step % max(self.settings.log_every, self.settings.steps // MEASUREMENTS, 1) == 0
 
-    @property
-    def _full_precision(self) -> bool:
-        return self.fabric._precision.precision == "32-true"
+    def _measures(self, clock: Clock) -> bool:
+        # Several processes can look at one term's gradient alone only where it is neither sharded nor scaled.
+        plain = not self._sharded and self.fabric._precision.precision == "32-true"
+        return (self.fabric.world_size == 1 or plain) and self._on_turn(clock)
 
     def _flush(self) -> None:
         self.last.update(values := self.journal.flush())

@@ -7,7 +7,7 @@ devices) and only then asks for the next update. See ``docs/write-a-method.md`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,7 @@ from limbeck.engine.noise import normal, uniform
 
 if TYPE_CHECKING:
     from limbeck.data.base import DataSpec
+    from limbeck.engine.health import Alarm
     from limbeck.engine.teacher import Teacher
 
 Batch = dict[str, Any]
@@ -118,6 +119,7 @@ class Parts:
         data: shape, classes or vocabulary of the data; ``None`` for data-free runs.
         offers: what a part may ask for by name when a method builds one (``registry.build(..., offers=parts.offers)``).
         streams: the training sources by name, for the few methods that look at the data before they start.
+        quiet: whether the run shows no progress.
     """
 
     student: nn.Module
@@ -125,6 +127,7 @@ class Parts:
     data: DataSpec | None = None
     offers: Mapping[str, Any] = field(default_factory=dict)
     streams: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
 
 
 class Method:
@@ -198,6 +201,22 @@ class Method:
     def after_step(self, clock: Clock) -> None:
         """Called once after all updates of a step (EMA teachers, memory banks, clamping)."""
 
+    def health(self, batch: Batch, clock: Clock) -> Mapping[str, Term]:
+        """How the training goes, beside its loss: numbers by name, each the ``sum / count`` of a term.
+
+        Called now and then, on every (micro-)batch after the updates of a step, without gradient and by all processes;
+        sums and counts are added up over all of them. What it draws needs clock names of its own.
+        """
+        return {}
+
+    def alarms(self) -> Sequence[Alarm]:
+        """What is a bad sign in these numbers; asked at the end of the training, for its warnings."""
+        return ()
+
+    def says(self) -> Sequence[str]:
+        """After :meth:`setup`, what the method took from the student and how it will train it, for the plan."""
+        return ()
+
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """Items of each unit in a batch, from the batch alone: what terms are divided by under accumulation."""
         counts: dict[str, int | Tensor] = {"samples": len(batch["id"])}
@@ -218,9 +237,10 @@ class Method:
 def frozen(*modules: nn.Module) -> AbstractContextManager[None]:
     """Within the context the modules' parameters take no gradient, though gradients still pass through them.
 
-    Use it around the forward of a critic or a peer inside another learner's update.
+    Use it around the forward of a critic or a peer inside another learner's update. Where nothing takes a gradient it
+    does nothing: a sharded module would keep its gathered parameters frozen until a backward, which does not come.
     """
-    return _Frozen(modules)
+    return _Frozen(modules if torch.is_grad_enabled() else ())
 
 
 class _Frozen(AbstractContextManager[None]):

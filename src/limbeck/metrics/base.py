@@ -218,7 +218,10 @@ def _chosen(evaluation: Evaluation, blocks: Sequence[Block | str] | None) -> lis
     if blocks is None:
         if task is None:
             raise UserError("the data does not say its task: name the metrics under 'evaluate'")
-        return default_metrics(task, teacher=evaluation.teacher is not None)
+        found = default_metrics(task, teacher=evaluation.teacher is not None)
+        if not found:
+            raise UserError(f"what judges {task} depends on the teacher and the data: name the metrics")
+        return found
     chosen = []
     for block in (Block(b) if isinstance(b, str) else b for b in blocks):
         part = registry.find("metric", block.name)

@@ -7,11 +7,14 @@ A metric says these in its ``register`` call, as literals:
   is a share in [0, 1], to be shown times 100;
 - ``task={"classification"}``: the tasks that it can judge (left out: any);
 - ``default=True`` (or a set of tasks): it is used where a recipe does not say ``evaluate:``;
-- ``needs={"teacher"}``: it compares with the teacher, and is left out where there is none.
+- ``needs={"teacher"}``: it compares with the teacher, and is left out where there is none. Other needs are a kind of
+  teacher or of data: an exact ``mixture`` or ``chain`` to judge by, a ``denoiser``, or ``pictures`` with classes;
+- ``unless={"mixture"}``: it is no default where there is one of these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, cast
 
 from limbeck import registry
@@ -56,21 +59,28 @@ def needs_teacher(part: Part) -> bool:
     return "teacher" in part.facts.get("needs", ())
 
 
-def default_metrics(task: str, *, teacher: bool = True) -> list[Block]:
+def lacks(part: Part, at_hand: Collection[str]) -> set[str]:
+    """The kinds of teacher or data that a metric needs and that are not at hand."""
+    return set(part.facts.get("needs", ())) - {"teacher", *at_hand}
+
+
+def default_metrics(task: str, *, teacher: bool = True, at_hand: Collection[str] = ()) -> list[Block]:
     """The metrics of a task where the recipe names none, sorted by name.
 
     Args:
         task: ``DataSpec.task``.
         teacher: whether there is a teacher to compare with.
+        at_hand: the kinds of teacher and data that there are, as metrics call what they need.
     """
     return [
         Block(part.name)
         for part in registry.parts("metric")
-        if _is_default(part, task) and (teacher or not needs_teacher(part))
+        if _is_default(part, task, at_hand) and (teacher or not needs_teacher(part))
     ]
 
 
-def _is_default(part: Part, task: str) -> bool:
+def _is_default(part: Part, task: str, at_hand: Collection[str]) -> bool:
     default = part.facts.get("default", False)
     chosen = default if isinstance(default, bool) else task in cast("set[str]", default)
-    return chosen and judges(part, task)
+    serves = not lacks(part, at_hand) and not set(part.facts.get("unless", ())) & set(at_hand)
+    return chosen and judges(part, task) and serves

@@ -38,6 +38,20 @@ LOG_FROM, DEEPEST = 6.0, 1e6
 """Values that span more than this factor (shares apart) get a logarithmic scale, of at most so much depth."""
 FAINT = 0.01
 """A term whose share of the gradient norm is below this on average is named as dead."""
+HEALTH = "health/"
+"""What the names of logged numbers begin with that a method gives of its health, beside its loss."""
+TELLS = {
+    "critic_lag": (
+        "Critic lag",
+        "The critic's error, as a share of what the generator follows: 0 is a perfect critic.",
+    ),
+    "gap": (
+        "Gap of critic and teacher",
+        "Over the teacher's error. Where it goes to 0, a lag that goes to 1 is no harm.",
+    ),
+    "diversity": ("Variety of samples", "Squared distance of two samples of a class: 1 is as varied as the data."),
+}
+"""Their titles and captions."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class TermRow:
 
 
 def training_charts(run: Run) -> list[Chart]:
-    """Loss and validation of all arms, then the student's terms; what was not logged is left out."""
+    """Loss and validation of all arms, the student's terms, then how all went; what was not logged is left out."""
     axis = _axis(run)
     found = [_losses(run, axis), *_validations(run, axis)]
     for learner, terms in (learners(run.student) if run.student else {}).items():
@@ -74,6 +88,7 @@ def training_charts(run: Run) -> list[Chart]:
             found.append(term_values(run.student, axis, learner, terms))
         if run.student and len(terms) > 1:
             found.append(term_shares(run.student, axis, learner, terms))
+    found += _healths(run, axis)
     return [c for c in found if c is not None]
 
 
@@ -242,6 +257,18 @@ def _validations(run: Run, axis: str) -> list[Chart | None]:
     return [
         lines("curve-validation", f"{metric.label} on validation data", found, metric.unit, axis, _direction(metric))
     ]
+
+
+def _healths(run: Run, axis: str) -> list[Chart | None]:
+    """Each number of a method's health, of all arms that have it."""
+    found: list[Chart | None] = []
+    for key in dict.fromkeys(k for arm in run.arms for k in arm.logged() if k.startswith(HEALTH)):
+        name = clean(key.removeprefix(HEALTH))
+        title, caption = TELLS.get(name, (name.replace("_", " ").capitalize(), ""))
+        curves = [(arm, arm.curve(key, axis=axis)) for arm in run.arms]
+        drawn = [Line(arm.label, arm.style, curve) for arm, curve in curves if curve is not None]
+        found.append(lines(f"curve-health-{len(found)}", title, drawn, "", axis, caption))
+    return found
 
 
 def _direction(metric: Metric) -> str:

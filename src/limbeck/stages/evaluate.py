@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,27 @@ from limbeck import __version__
 from limbeck.codehash import part_hash
 from limbeck.engine.checkpoint import write_json
 from limbeck.engine.teacher import Teacher
+from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation, Scores
 from limbeck.metrics.base import evaluate as judge
-from limbeck.metrics.facts import default_metrics
+from limbeck.metrics.facts import default_metrics, judges, lacks
 from limbeck.registry import Block, find, register
 from limbeck.run import RESULTS, Arm, Context, machine
 from limbeck.training import MODEL
 
 if TYPE_CHECKING:
+    from limbeck.data.base import Data
     from limbeck.recipe import Recipe
 
 FRESH = "fresh_networks"
 """The metric of a student that is data."""
+KINDS = {
+    "mixture": "an exact mixture as the teacher, such as gaussian_ring",
+    "chain": "an exact chain as the teacher, such as markov_chain",
+    "denoiser": "a teacher that is a denoiser",
+    "pictures": "pictures with classes as the data",
+}
+"""What metrics need, in words."""
 
 
 @register("stage")
@@ -40,13 +49,74 @@ def _judge_all(context: Context) -> None:
     write_json(context.folder / RESULTS, results(context))
 
 
-def metrics_of(recipe: Recipe) -> Sequence[Block] | None:
-    """The metrics that the recipe names; networks trained on it judge a student that is data; None for the task's."""
+def at_hand(recipe: Recipe, data: Mapping[str, Data]) -> set[str]:
+    """The kinds of teacher and data that a run has, as metrics call what they need.
+
+    The first teacher is the one that students are judged beside; a run without any may train what is judged by itself.
+    """
+    found = set()
+    main = next(iter(data.values()), None)
+    if main is not None and main.train is not None and main.test is not None and main.spec.classes is not None:
+        found |= {"pictures"} if len(main.spec.shape) == 3 and main.spec.shape[0] in (1, 3) else set()
+    facts = _facts(_judge(recipe))
+    gives = facts.get("gives", {"denoiser"} if recipe.teachers else ())
+    exact = facts.get("exact", False)
+    found |= {"mixture"} if exact and "denoiser" in gives else set()
+    found |= {"chain"} if exact and {"codes", "concrete_score"} & set(gives) else set()
+    return found | ({"denoiser"} if recipe.teachers and "denoiser" in gives else set())
+
+
+def _judge(recipe: Recipe) -> Block:
+    return next((t.block for t in recipe.teachers.values()), recipe.student.block)
+
+
+def _facts(block: Block) -> Mapping[str, Any]:
+    """What is registered of a model; of one from a folder, or of the user's own, nothing is known."""
+    return {} if block.name == "auto" else find("model", block.name).facts
+
+
+def metrics_of(recipe: Recipe, task: str, here: Collection[str] = ()) -> Sequence[Block]:
+    """The metrics that the recipe names; networks trained on it judge a student that is data; or the task's.
+
+    Args:
+        recipe: of the arm.
+        task: of the data.
+        here: what :func:`at_hand` gives.
+    """
     if recipe.evaluate is not None:
         return recipe.evaluate
-    named = recipe.student.block.name
-    is_data = named != "auto" and find("model", named).facts.get("data_is_student", False)
-    return [Block(FRESH)] if is_data else None
+    is_data = _facts(recipe.student.block).get("data_is_student", False)
+    return [Block(FRESH)] if is_data else default_metrics(task, at_hand=here)
+
+
+def check_metrics(recipe: Recipe, data: Mapping[str, Data]) -> None:
+    """Refuse metrics that could judge nothing here.
+
+    Raises:
+        UserError: one judges another task, or needs a kind of teacher or data that is not there; or nothing serves.
+    """
+    if recipe.stages is not None and "evaluate" not in {block.name for block in recipe.stages}:
+        return
+    task = next(iter(data.values())).spec.task if data else "generation"
+    here, judge = at_hand(recipe, data), _judge(recipe)
+    blocks = metrics_of(recipe, task, here)
+    if recipe.evaluate is None and not blocks and task == "generation":
+        raise UserError(
+            "nothing here can judge a generator: give it an exact teacher such as gaussian_ring, a teacher that is a "
+            "denoiser, or pictures with classes; or say evaluate: []"
+        )
+    known = "gives" in _facts(judge)
+    for block in blocks:
+        part = find("metric", block.name)
+        if not judges(part, task):
+            tasks = " or ".join(sorted(part.facts["task"]))
+            raise UserError(f"evaluate: metric '{block.name}' judges {tasks}, and this data is for {task}")
+        missing = lacks(part, here) - (set() if known else KINDS.keys() - {"pictures"})
+        if missing:
+            says = " and ".join(KINDS[kind] for kind in sorted(missing))
+            whose = f"the teacher is {judge.name}" if recipe.teachers else "there is no teacher"
+            others = ", ".join(b.name for b in default_metrics(task, at_hand=here)) or "none"
+            raise UserError(f"evaluate: metric '{block.name}' needs {says}; {whose}. What serves here: {others}")
 
 
 def score(context: Context, arm: Arm) -> Scores:
@@ -81,12 +151,11 @@ def score(context: Context, arm: Arm) -> Scores:
     return scored
 
 
-def _blocks(context: Context, arm: Arm) -> Sequence[Block] | None:
-    blocks = metrics_of(context.recipe if arm.role == "teacher" else arm.recipe)
-    if arm.judged_by is None:
-        return blocks
-    whole = default_metrics(context.ingredients.main.spec.task) if blocks is None else blocks
-    return [b for b in whole if b.name in arm.judged_by]
+def _blocks(context: Context, arm: Arm) -> Sequence[Block]:
+    recipe, task = context.recipe, context.ingredients.main.spec.task
+    own = recipe if arm.role == "teacher" else arm.recipe
+    blocks = metrics_of(own, task, at_hand(recipe, context.data))
+    return blocks if arm.judged_by is None else [b for b in blocks if b.name in arm.judged_by]
 
 
 def _teacher(context: Context) -> Teacher | None:
@@ -100,11 +169,10 @@ def _teacher(context: Context) -> Teacher | None:
     return None
 
 
-def _key(context: Context, arm: Arm, blocks: Sequence[Block] | None) -> str:
+def _key(context: Context, arm: Arm, blocks: Sequence[Block]) -> str:
     """What scores depend on: the metrics and their code, the test data, the teachers, the arm."""
     main = context.ingredients.main
-    chosen = default_metrics(main.spec.task) if blocks is None else blocks
-    metrics = [[b.tree(), part_hash(find("metric", b.name))] for b in chosen]
+    metrics = [[b.tree(), part_hash(find("metric", b.name))] for b in blocks]
     teachers = {n: t.hash for n, t in context.teachers.items()}
     facts = [metrics, getattr(main.test, "fingerprint", ""), teachers, str(arm.folder), context.seed, __version__]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -40,8 +40,8 @@ def test_trajectories_are_the_teachers_and_made_once():
     made_once = ours._visited
     grid = {"steps": 5, "sigma_min": 0.02, "sigma_max": 10.0}
     start, classes = ours.pair_start(torch.arange(64), CLOCK.seed)
-    again = visit(law, start, classes, made_once.scale, **grid)
-    torch.testing.assert_close(made_once.x, again.x)
+    again = visit(law, start, classes, made_once[torch.arange(64)]["scale"], **grid)
+    torch.testing.assert_close(made_once[torch.arange(64)]["x"], again.x)
     ours.visits(batch(), Clock(7, 10, seed=1))
     assert ours._visited is made_once
     levels = {round(float(s), 4) for s in sigma}

@@ -7,12 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.diffusion.base import CHUNK
+from limbeck.diffusion.base import conditioned
 from limbeck.diffusion.levels import log_normal
 from limbeck.diffusion.losses import Weighting, denoising_weight, squared_error
 from limbeck.diffusion.paths import like
+from limbeck.diffusion.pools import Pool, Rows
+from limbeck.diffusion.samplers import karras_grid
 from limbeck.diffusion.self_guided import SelfGuided
-from limbeck.diffusion.visited import Visited, joined, visit
+from limbeck.diffusion.visited import Visited, visit
 from limbeck.engine import noise
 from limbeck.engine.method import Batch, Clock, Term
 from limbeck.errors import UserError
@@ -29,7 +31,7 @@ class AGD(SelfGuided):
     data is elsewhere, the more so the stronger the guidance. No data is needed. The student's network is a
     ``guidance_adapter``.
 
-    What differs: states are kept in memory in full precision, and adapters are on blocks or hidden layers, not on
+    What differs: states are kept in full precision, and adapters are on blocks or hidden layers, not on
     attention alone.
 
     Args:
@@ -75,7 +77,7 @@ class AGD(SelfGuided):
         self.weighting: Weighting = weighting
         self.mean = mean
         self.std = std
-        self._visited: Visited | None = None
+        self._visited: Pool | None = None
 
     def terms(self, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The weighted error to the guided estimate."""
@@ -86,10 +88,23 @@ class AGD(SelfGuided):
     def visits(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """State, level, class, strength and target of random places on the trajectories."""
         if self._visited is None:
-            everything = torch.arange(self.trajectories, device=batch["id"].device)
-            self._visited = joined([self._made_for(ids, clock.seed) for ids in everything.split(CHUNK)])
-        which, level = clock.uniform(batch["id"], (2,), "visited").unbind(dim=1)
-        return self._visited.at((which * self.trajectories).long(), (level * self.trajectory_steps).long())
+            self._visited = self.pool(
+                "trajectories",
+                lambda ids: self._made_for(ids, clock.seed),
+                self.trajectories,
+                clock.seed,
+                batch["id"].device,
+                sampler="heun",
+                steps=self.trajectory_steps,
+                nfe=2 * self.trajectory_steps - 1,
+                scale_min=float(self.scale_min),
+                scale_max=float(self.scale_max),
+            )
+        u, level = clock.uniform(batch["id"], (2,), "visited").unbind(dim=1)
+        rows = self._visited[(u * self.trajectories).long()]
+        grid = karras_grid(self.trajectory_steps, self.sigma_min, self.sigma_max, self.rho)[:-1].to(rows["x"])
+        found = Visited(rows["x"], grid, rows["target"], rows.get("label"), rows["scale"])
+        return found.at(torch.arange(len(u), device=u.device), (level * self.trajectory_steps).long())
 
     def noised(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """The same of noised samples."""
@@ -105,9 +120,10 @@ class AGD(SelfGuided):
         """Strengths from uniform numbers."""
         return self.scale_min + u * (self.scale_max - self.scale_min)
 
-    def _made_for(self, ids: Tensor, seed: int) -> Visited:
+    def _made_for(self, ids: Tensor, seed: int) -> Rows:
         start, label = self.pair_start(ids, seed)
         scale = self.strength(noise.uniform(ids, (1,), (seed, "visited scale")).squeeze(1))
         grid = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
         with self.alone():
-            return visit(self.base, start, label, scale, steps=self.trajectory_steps, **grid)
+            made = visit(self.base, start, label, scale, steps=self.trajectory_steps, **grid)
+        return {"x": made.x, "target": made.target, "scale": scale, **conditioned(label)}

@@ -15,6 +15,7 @@ from limbeck.registry import register
 @register(
     "metric",
     task={"generation"},
+    needs={"mixture"},
     better={"class_energy_distance": "lower"},
     labels={"class_energy_distance": ("Energy distance within classes, on average", "")},
 )
@@ -56,6 +57,7 @@ def class_quality(
 @register(
     "metric",
     task={"generation"},
+    needs={"mixture"},
     better={"fixed_point_error": "lower", "identity_error": "lower", "projected_outliers": "lower"},
     labels={
         "fixed_point_error": ("Way of a sample under a second application, in deviations of the data", ""),

@@ -44,6 +44,7 @@ class Generated(NamedTuple):
     "metric",
     task={"generation"},
     default=True,
+    needs={"mixture"},
     better={
         "energy_distance": "lower",
         "mmd": "lower",
@@ -115,6 +116,7 @@ def mixture_quality(
 @register(
     "metric",
     task={"generation"},
+    needs={"mixture"},
     better={"flow_error": "lower"},
     labels={"flow_error": ("Distance to where the exact flow ends, in deviations of the data", "")},
 )
@@ -154,6 +156,7 @@ def flow_error(
 @register(
     "metric",
     task={"generation"},
+    needs={"mixture"},
     better={"guidance_error": "lower"},
     labels={"guidance_error": ("Relative error to the guided teacher", "%")},
 )

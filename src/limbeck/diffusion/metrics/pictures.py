@@ -28,6 +28,9 @@ CALLS = (1, 2, 4)
 @register(
     "metric",
     task={"generation"},
+    default=True,
+    needs={"pictures"},
+    unless={"mixture", "chain"},
     better={
         "frechet": "lower",
         "precision": "higher",
@@ -90,7 +93,7 @@ def picture_quality(
     if not bool(torch.isfinite(made.samples).all()):
         raise UserError("the generator gives pictures with numbers that are not finite: it has diverged")
     values = _compare(judge, made.samples.float(), truth["input"], asked)
-    details = {"images": for_page(made.samples[:SHOWN], test.spec)}
+    details: dict[str, Any] = {"images": for_page(made.samples[:SHOWN], test.spec)}
     if evaluation.teacher is not None and made.nfe < 2 * steps - 1:
         few = hurried(evaluation, start[:SHOWN], None if asked is None else asked[:SHOWN], made.nfe, grid)
         details["hurried"] = for_page(few, test.spec)

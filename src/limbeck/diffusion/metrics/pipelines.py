@@ -19,6 +19,9 @@ from limbeck.registry import register
 @register(
     "metric",
     task={"generation"},
+    default=True,
+    needs={"denoiser"},
+    unless={"mixture", "pictures"},
     better={"teacher_distance": "lower", "nfe": "lower", "sample_ms": "lower"},
     labels={
         "teacher_distance": ("Distance to the teacher's samples from the same noise, in deviations", ""),

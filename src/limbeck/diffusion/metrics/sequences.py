@@ -16,6 +16,8 @@ from limbeck.registry import register
 @register(
     "metric",
     task={"generation"},
+    default=True,
+    needs={"chain"},
     better={"pair_tv": "lower", "sequence_nll": "lower", "distant_tv": "lower", "sequence_nfe": "lower"},
     labels={
         "pair_tv": ("Pairs of neighbours (total variation)", "%"),

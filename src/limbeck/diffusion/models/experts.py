@@ -58,7 +58,9 @@ def experts(
     made = [one() for _ in range(nfe)]
     like = made[0]
     net_of_all = ByLevel([m.net for m in made], like.levels)
-    return FewStep(net_of_all, like.levels, rule, sigma_min=like.sigma_min, sigma_max=like.sigma_max)
+    together = FewStep(net_of_all, like.levels, rule, sigma_min=like.sigma_min, sigma_max=like.sigma_max)
+    together.levels_from = like.levels_from
+    return together
 
 
 @register("model", gives={"samples"})
@@ -112,4 +114,6 @@ def students(
         raise UserError(f"students: owners must name one of {count} for each of {known} classes, and leave none out")
     like = made[0]
     net_of_all = ByClass([m.net for m in made], shared)
-    return Students(net_of_all, like.levels, rule, sigma_min=like.sigma_min, sigma_max=like.sigma_max)
+    together = Students(net_of_all, like.levels, rule, sigma_min=like.sigma_min, sigma_max=like.sigma_max)
+    together.levels_from = like.levels_from
+    return together

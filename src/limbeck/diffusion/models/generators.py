@@ -69,14 +69,18 @@ def few_step(
     low, high = lowest if sigma_min is None else sigma_min, highest if sigma_max is None else sigma_max
     if nfe < 1 or not 0 < low < high:
         raise UserError("few_step: nfe >= 1 and 0 < sigma_min < sigma_max must hold")
+    origin = "levels as given"
     if levels is None:
         own = getattr(network, "levels_for", None)
         levels = tuple(few_levels(nfe, low, high, rho) if own is None else own(nfe, rule))
+        origin = f"rho {rho:g}" if own is None else "levels of the network's scheduler"
     elif len(levels) != nfe or list(levels) != sorted(levels, reverse=True) or min(levels) <= 0:
         raise UserError(f"few_step: levels must be nfe: {nfe} falling numbers above 0, not {list(levels)}")
     if rule == "map" and not getattr(network, "jumps", False):
         raise UserError(f"few_step: rule: map needs a network that knows where it goes: '{net.name}' with jumps: true")
-    return FewStep(network, levels, rule, scale=scale, sigma_min=low, sigma_max=high)
+    made = FewStep(network, levels, rule, scale=scale, sigma_min=low, sigma_max=high)
+    made.levels_from = origin
+    return made
 
 
 def _network(

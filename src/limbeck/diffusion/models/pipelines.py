@@ -35,13 +35,15 @@ def from_diffusers(
         negative: the prompt that guidance leads away from.
         size: height and width of the latents; by default what the network was made for.
         sigma_data: standard deviation of the latents; pipelines scale them to 1.
-        floor: above 0 the network is made the identity at its lowest level, for consistency functions.
+        floor: the level at which it is the identity, for consistency functions: its lowest one, which a rounded number
+            may name (0.0292 of Stable Diffusion); 0 for denoisers.
         guided: whether the network is to be told the strength of guidance; what it lacks for that starts at zero.
         checkpointing: whether it computes its inner values again in the backward pass, to save memory.
         config: in place of a path, what a delivered student keeps.
 
     Raises:
-        UserError: no such pipeline, one of a kind that is not known, pickled weights, or no prompts.
+        UserError: no such pipeline, one of a kind that is not known, pickled weights, no prompts, or a floor that is
+            not the lowest level.
     """
     if (path is None) == (config is None):
         raise UserError("model 'diffusers' needs the path of a pipeline's folder")
