@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,6 +19,7 @@ from limbeck.registry import Param, find
 from toolkit.benches import Bench, Run, Watch, bench_of, methods, trained
 
 REFUSED = (UserError, ValueError, RecipeError)
+Found = tuple[str, dict[str, Any], Any, Run]
 
 
 # -- other values of an argument ---------------------------------------------------------------------------------------
@@ -64,26 +65,29 @@ ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if
 FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]
 
 
-def contexts(bench: Bench, name: str) -> Iterator[dict[str, Any]]:
-    """Where an argument is looked for: the bench, the bench with another mode, and other models of the same kind.
+def contexts(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
+    """Where an argument is looked for: the bench, the bench with models of another kind, and in another mode.
 
     Many an argument belongs to a mode (``beta`` to ``direction: jsd``), so it must be alive in one of these.
     """
-    yield {}
-    for p in bench.part.params:
-        if p.name != name and (is_words(p) or bool in kinds(p.annotation)):
-            now = bench.recipe.method.args.get(p.name, p.default)
-            yield from ({"method": {p.name: other}} for other in others(p, now))
-    for p in bench.part.params:
-        if p.name != name and float in kinds(p.annotation) and bench.recipe.method.args.get(p.name, p.default) == 0:
-            yield {"method": {p.name: 0.5}}  # what belongs to a term that is off
+    found: dict[str, dict[str, Any]] = {"": {}}
     student = bench.recipe.tree["student"]
     if isinstance(student, Mapping) and isinstance(student.get("net"), Mapping):
-        yield {"teacher": {"classes": 4}, "student": {"net": {"classes": 4}}}  # a conditional generator
         network = {k: v for k, v in student["net"].items() if k != "classes"}
         alike = {**_nothing(bench.recipe.tree.get("teacher")), **network}
-        yield {"teacher": alike}  # a teacher of the student's kind
-        yield {"teacher": {**alike, "classes": 4}, "student": {"net": {"classes": 4}}}
+        conditional = {"student": {"net": {"classes": 4}}}
+        found["conditional"] = {"teacher": {"classes": 4}, **conditional}
+        found["teacher alike"] = {"teacher": alike}
+        found["both"] = {"teacher": {**alike, "classes": 4}, **conditional}
+    now = {p.name: bench.recipe.method.args.get(p.name, p.default) for p in bench.part.params if p.name != name}
+    there = [p for p in bench.part.params if p.name in now]
+    for p in there:
+        if is_words(p) or bool in kinds(p.annotation):
+            found |= {f"{p.name}: {other}": {"method": {p.name: other}} for other in others(p, now[p.name])}
+    for p in there:
+        if float in kinds(p.annotation) and now[p.name] == 0:
+            found[f"{p.name} is on"] = {"method": {p.name: 0.5}}  # what belongs to a term that is off
+    return found
 
 
 def _nothing(block: Any) -> dict[str, None]:
@@ -119,60 +123,93 @@ def same(one: Run, other: Run) -> bool:
     return all(v.shape == b[k].shape and torch.equal(v, b[k]) for k, v in a.items())
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The training of a bench in a context, once."""
-
-    @cache
-    def run(name: str, context: str) -> Run | None:
-        return outcome(bench_of(name), json.loads(context), {}, tmp_path_factory.mktemp("plain"))
-
-    return lambda bench, context: run(bench.name, json.dumps(context))
+def values_of(bench: Bench, argument: str) -> tuple[Param, Any, list[Any]]:
+    """An argument, its value in the bench, and other ones."""
+    param = bench.part.param(argument)
+    assert param is not None
+    now = bench.recipe.method.args.get(argument, None if param.required else param.default)
+    return param, now, others(param, now)
 
 
-def difference(
-    bench: Bench, param: Param, wanted: Any, plain: Any, folder: Path
-) -> tuple[dict[str, Any], Any, Run] | None:
-    """The context, value and training in which one of the ``wanted`` values makes a difference."""
-    for i, context in enumerate(contexts(bench, param.name)):
-        base = plain(bench, context)
-        for j, value in enumerate(wanted if base is not None else ()):
-            run = outcome(bench, context, {param.name: value}, folder / f"{i}-{j}")
-            if run is not None and not same(base, run):
-                return context, value, run
-            if run is not None and i > 0:
-                break  # in a mode where it is dead, it is so at every value
-    return None
+@cache
+def namesake(method: str, argument: str) -> str:
+    """The first method whose argument of that name comes from the same class: where it is alive, others likely are."""
+
+    def owner(name: str) -> type | None:
+        made = bench_of(name).method.__mro__
+        return next((c for c in made if argument in getattr(vars(c).get("__init__"), "__annotations__", ())), None)
+
+    return next(m for m, a in ARGUMENTS if a == argument and owner(m) is owner(method))
+
+
+class Trials:
+    """Trainings that several tests look at, each done once and kept while the tests are at its method."""
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        self._folder = folder
+        self._plain = lru_cache(maxsize=64)(self._train_plain)
+        self._found = lru_cache(maxsize=128)(self._search)
+        self._place = cache(self._place_of)
+
+    def plain(self, bench: Bench, context: Mapping[str, Any]) -> Run | None:
+        """The training of a bench in a context."""
+        return self._plain(bench.name, json.dumps(context))
+
+    def difference(self, bench: Bench, argument: str, wanted: list[Any]) -> Found | None:
+        """The place, context, value and training in which one of the ``wanted`` values makes a difference."""
+        return self._found(bench.name, argument, json.dumps(wanted))
+
+    def _train_plain(self, method: str, context: str) -> Run | None:
+        return outcome(bench_of(method), json.loads(context), {}, self._folder())
+
+    def _search(self, method: str, argument: str, wanted: str) -> Found | None:
+        bench, first = bench_of(method), namesake(method, argument)
+        told, likely = contexts(bench, argument), self._place(first, argument) if first != method else ""
+        for place in sorted(told, key=lambda name: name != likely):
+            base = self.plain(bench, told[place])
+            for value in json.loads(wanted) if base is not None else ():
+                run = outcome(bench, told[place], {argument: value}, self._folder())
+                if run is not None and not same(base, run):
+                    return place, told[place], value, run
+                if run is not None and place:
+                    break  # in a mode where it is dead, it is so at every value
+        return None
+
+    def _place_of(self, method: str, argument: str) -> str:
+        found = self.difference(bench_of(method), argument, values_of(bench_of(method), argument)[2])
+        return found[0] if found else ""
+
+
+@pytest.fixture(scope="session")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    """What the tests of a method share."""
+    return Trials(lambda: tmp_path_factory.mktemp("trial"))
 
 
 @pytest.mark.parametrize(("method", "argument"), ARGUMENTS)
-def test_every_argument_changes_what_is_learnt(method: str, argument: str, plain: Any, tmp_path: Path) -> None:
-    bench, param = bench_of(method), find("method", method).param(argument)
-    assert param is not None
-    now = bench.recipe.method.args.get(argument, None if param.required else param.default)
-    values = others(param, now)
-    for number, wanted in enumerate([[v] for v in values] if is_words(param) else [values]):
-        found = difference(bench, param, wanted, plain, tmp_path / str(number))
+def test_every_argument_changes_what_is_learnt(method: str, argument: str, trials: Trials) -> None:
+    bench = bench_of(method)
+    param, now, values = values_of(bench, argument)
+    for wanted in [[v] for v in values] if is_words(param) else [values]:
+        found = trials.difference(bench, argument, wanted)
         assert found, f"{method}: {argument}={wanted} in place of {now!r} changes nothing: a dead argument"
 
 
 @pytest.mark.parametrize(("method", "argument"), FLOATS)
-def test_every_number_is_read_at_the_step(method: str, argument: str, plain: Any, tmp_path: Path) -> None:
+def test_every_number_is_read_at_the_step(method: str, argument: str, trials: Trials, tmp_path: Path) -> None:
     """A recipe may schedule any float, and the loop then writes it to the attribute of that name before each step."""
-    bench, param = bench_of(method), find("method", method).param(argument)
-    assert param is not None
+    bench = bench_of(method)
     if argument in getattr(bench.method, "fixed", ()):
         return
-    now = bench.recipe.method.args.get(argument, None if param.required else param.default)
-    found = difference(bench, param, others(param, now), plain, tmp_path / "given")
+    found = trials.difference(bench, argument, values_of(bench, argument)[2])
     assert found, f"{method}: {argument} is a dead argument"
-    context, value, given = found
+    _, context, value, given = found
 
     def write(loop: Loop) -> None:
         assert vars(loop.method).get(argument, "missing") != "missing", f"{argument} is not kept under its own name"
         setattr(loop.method, argument, value)
 
-    written = outcome(bench, context, {}, tmp_path / "written", watch=write)
+    written = outcome(bench, context, {}, tmp_path, watch=write)
     assert written is not None and same(given, written), (
         f"{method}: {argument} written after the set-up does not act as when it is given: read self.{argument} at the "
         f"step, or name it in the class attribute `fixed`"

@@ -235,13 +235,15 @@ def test_a_lag_that_swings_is_told():
     assert says.startswith("critic_lag goes up and down by 1.7 from step 60 to 150") and "learning rate" in says
     assert sounded(history([-0.8, 0.9] * 8, gap=0.005)) == []
     assert sounded(history([-4 + 0.6 * k for k in range(10)])) == []  # it only rises
+    assert sounded(history([-6.0, -1.0] * 8)) == []  # a critic that starts as the teacher, in a small batch
     assert sounded(history([0.1, -0.1] * 8)) == []
 
 
 def test_a_collapse_is_told_from_the_step_on_from_which_it_lasts():
     (says,) = sounded(history(varied=[0.02, 0.5, 0.9, 0.05, 0.4, 0.05, 0.02, 0.01]))
-    assert says.startswith("diversity is 0.02 since step 50") and "all the same" in says
-    assert sounded(history(varied=[0.01, 0.02, 0.03]))  # it never was varied
+    assert says.startswith("diversity is 0.02 since step 50") and "all the same; lower the student's" in says
+    (says,) = sounded(history(varied=[0.01, 0.02, 0.03]))  # it never was varied
+    assert "train longer" in says
     assert sounded(history(varied=[0.01, 0.02, 0.3, 0.6, 0.5])) == []  # it starts so
     assert sounded(history(varied=[0.9, 0.8, 0.9, 0.9, 0.01])) == []  # once
 

@@ -197,6 +197,8 @@ def test_latents_are_made_by_the_autoencoder_and_become_pictures_again(folders):
 def test_what_cannot_be_a_pipeline_is_refused_in_one_line(folders, tmp_path):
     with pytest.raises(UserError, match="prompts"):
         build("model", Block("diffusers", {"path": folders["sd"]}))
+    with pytest.raises(UserError, match="10 classes and model 'diffusers' 2 prompts"):
+        build("model", block(folders, "sd"), offers={"classes": 10})
     with pytest.raises(UserError, match="model_index"):
         build("model", Block("diffusers", {"path": tmp_path, "prompts": PROMPTS}))
     pickled = tmp_path / "pickled"

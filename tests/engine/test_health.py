@@ -107,9 +107,9 @@ def test_since_is_the_first_of_the_last_run() -> None:
     assert since(seen[:2], lambda v: v < 0.5) is None
 
 
-def test_a_swing_turns_and_a_trend_does_not() -> None:
-    assert swing(series(*(k % 2 * 3.0 for k in range(10))), 10) == (3.0, 1.0)
-    assert swing(series(*(0.5 * k for k in range(10))), 10) == (0.5, 0.0)
-    wave = series(*(math.sin(2 * math.pi * k / 9) for k in range(10)))
-    assert swing(wave, 10)[1] < 0.5
-    assert swing([*series(*([7.0] * 5)), *series(*(k % 2 * 3.0 for k in range(10)))], 10) == (3.0, 1.0)
+def test_a_swing_changes_sign_and_what_scatters_on_one_side_does_not() -> None:
+    swings = [(-1.0) ** k * 1.5 for k in range(10)]
+    assert swing(series(*swings), 10) == (3.0, 1.0)
+    assert swing(series(*([7.0] * 5), *swings), 10) == (3.0, 1.0)
+    assert swing(series(*(v - 2 for v in swings)), 10) == (3.0, 0.0)
+    assert swing(series(*(0.5 * k - 2.25 for k in range(10))), 10) == (0.5, 1 / 9)

@@ -36,6 +36,8 @@ LATEST, PATIENCE = 5, 10
 LAG, ERROR = 0.5, 0.025
 """The lag from which it is bad, and what the critic's error must be of the teacher's to matter: less is the noise of a
 training that has come to its end."""
+CROSSINGS = 1 / 3
+"""The share of measurements at which a lag has to change its sign to swing."""
 COLLAPSED, BURST = 0.1, 10.0
 """Shares of the data's variety that are too little and too much."""
 
@@ -113,8 +115,8 @@ def _chasing(health: Mapping[str, Series]) -> str | None:
     lag = health.get("critic_lag", ())
     if len(lag) < PATIENCE:
         return None
-    size, turns = swing(lag, PATIENCE)
-    if size <= LAG or turns < 0.5 or not _matters(size, health, PATIENCE):
+    size, crossings = swing(lag, PATIENCE)
+    if size <= LAG or crossings < CROSSINGS or not _matters(size, health, PATIENCE):
         return None
     return (
         f"critic_lag goes up and down by {size:.2g} from step {lag[-PATIENCE].step} to {lag[-1].step}: generator and "
@@ -129,12 +131,11 @@ def _matters(lag: float, health: Mapping[str, Series], last: int) -> bool:
 
 def _collapsed(health: Mapping[str, Series], *, exact: bool) -> str | None:
     series = health.get("diversity", ())
-    least = COLLAPSED * min(highest(series), 1.0) if series else 0.0
-    return _out_of_range(
-        series,
-        lambda value: value < (COLLAPSED if exact else least),
-        "the samples are nearly all the same; lower the student's learning rate, or raise critic_updates",
-    )
+    top = highest(series) if series else 0.0
+    least = COLLAPSED if exact else COLLAPSED * min(top, 1.0)
+    was = "train longer" if top < least else "lower the student's learning rate"
+    says = f"the samples are nearly all the same; {was}, or raise critic_updates"
+    return _out_of_range(series, lambda value: value < least, says)
 
 
 def _burst(health: Mapping[str, Series]) -> str | None:

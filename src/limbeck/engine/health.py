@@ -107,15 +107,14 @@ def since(series: Series, bad: Callable[[float], bool]) -> int | None:
 
 
 def swing(series: Series, last: int) -> tuple[float, float]:
-    """By how much the last measurements go up and down, and how often they turn.
+    """By how much the last measurements go up and down, and how often they change sign.
 
     Returns:
-        the median size of a step from one to the next; and the share of the inner ones at which the direction turns.
-        Of independent numbers two thirds turn, of a trend none, of a slow wave few.
+        the median size of a step from one to the next; and the share of the steps that change the sign. Of independent
+        numbers around 0 half do, of those on one side none, however much they scatter.
     """
-    steps = [b.value - a.value for a, b in pairwise(series[-last:])]
-    turns = [a * b < 0 for a, b in pairwise(steps)]
-    return statistics.median(map(abs, steps)), sum(turns) / len(turns)
+    pairs = list(pairwise(s.value for s in series[-last:]))
+    return statistics.median(abs(b - a) for a, b in pairs), sum(a * b < 0 for a, b in pairs) / len(pairs)
 
 
 def _pair(total: Tensor, count: Tensor | int, device: torch.device) -> Tensor:

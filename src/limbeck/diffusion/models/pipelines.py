@@ -23,6 +23,7 @@ def from_diffusers(
     guided: bool = False,
     checkpointing: bool = False,
     config: dict[str, Any] | None = None,
+    classes: int | None = None,
 ) -> PipelineDenoiser:
     """The network of a diffusers pipeline as a denoiser of its latents; weights from safetensors alone.
 
@@ -40,10 +41,11 @@ def from_diffusers(
         guided: whether the network is to be told the strength of guidance; what it lacks for that starts at zero.
         checkpointing: whether it computes its inner values again in the backward pass, to save memory.
         config: in place of a path, what a delivered student keeps.
+        classes: of the data, if there is any with labels; each is to have its prompt.
 
     Raises:
-        UserError: no such pipeline, one of a kind that is not known, pickled weights, no prompts, or a floor that is
-            not the lowest level.
+        UserError: no such pipeline, one of a kind that is not known, pickled weights, no prompts, more or
+            fewer prompts than the data has classes, or a floor that is not the lowest level.
     """
     if (path is None) == (config is None):
         raise UserError("model 'diffusers' needs the path of a pipeline's folder")
@@ -51,6 +53,8 @@ def from_diffusers(
         return from_config(config, sigma_data, floor)
     assert path is not None
     texts = (*prompts, *_lines(prompt_file))
+    if texts and classes is not None and classes != len(texts):
+        raise UserError(f"the data has {classes} classes and model 'diffusers' {len(texts)} prompts: give one for each")
     made = from_folder(path, texts, negative, size=size, sigma_data=sigma_data, floor=floor, told=guided)
     if checkpointing:
         made.network.enable_gradient_checkpointing()  # type: ignore[operator]
