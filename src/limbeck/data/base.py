@@ -23,7 +23,8 @@ class DataSpec:
 
     Attributes:
         task: what is predicted; decides the default metrics. The label of a segmentation is a class for every pixel,
-            [H, W]; detection has ``boxes`` and ``box_labels`` in place of labels.
+            [H, W]; detection has ``boxes`` and ``box_labels`` in place of labels. ``language`` predicts the next token,
+            ``masked_language`` hidden ones; ``embedding`` gives texts as vectors, judged by retrieval or similarity.
         shape: of one input, channels first, without the batch ([C, H, W], [C, T] for signals, [F], or
             [T] for tokens).
         classes: number of classes, if labelled.
@@ -35,7 +36,9 @@ class DataSpec:
         licence: of the data, as its owner states it.
     """
 
-    task: Literal["classification", "segmentation", "detection", "language", "generation"] = "classification"
+    task: Literal[
+        "classification", "segmentation", "detection", "language", "masked_language", "embedding", "generation"
+    ] = "classification"
     shape: tuple[int, ...] = ()
     classes: int | None = None
     class_names: tuple[str, ...] = ()
@@ -58,7 +61,7 @@ class DataSpec:
             "classes": self.classes,
             "num_classes": self.classes,
             "vocab_size": self.vocab_size,
-            "context": self.shape[0] if self.task == "language" and self.shape else None,
+            "context": self.shape[0] if self.vocab_size and self.shape else None,
         }
 
     def as_dict(self) -> dict[str, Any]:
