@@ -1,4 +1,4 @@
-"""What every method with a loss per token shares: one vocabulary, shifted logits, masked positions, one way to average."""
+"""What methods with a loss per token share: one vocabulary, shifted logits, masked positions, one way to average."""
 
 from __future__ import annotations
 

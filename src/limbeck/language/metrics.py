@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,16 @@ from torch import Tensor
 
 from limbeck.data.base import Batch
 from limbeck.errors import UserError
-from limbeck.language.generate import continue_tokens
+from limbeck.language.generate import continue_tokens, write
 from limbeck.language.losses import cut, forward_kl, scored, shared_vocabulary, shift
-from limbeck.losses import cross_entropy, log_softmax
+from limbeck.language.rollouts import prompts_of
+from limbeck.losses import IGNORE, cross_entropy, log_softmax
 from limbeck.metrics.base import Evaluation, Scores, evaluating, on_device
 from limbeck.registry import register
+
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
+ANSWERED = 128
+"""Prompts that are answered at once."""
 
 
 @register(
@@ -88,6 +94,69 @@ def sample_texts(evaluation: Evaluation, *, samples: int = 3, tokens: int = 64, 
         batch = on_device(source.batch(row), evaluation.device)
         texts.append(_write(evaluation, batch, tokenizer, tokens, temperature))
     return Scores({}, {"texts": texts})
+
+
+@register(
+    "metric",
+    task={"language"},
+    better={"exact_match": "higher"},
+    labels={"exact_match": ("Right answers", "%")},
+)
+def exact_match(
+    evaluation: Evaluation, *, samples: int = 256, tokens: int | None = None, temperature: float = 0.0
+) -> Scores:
+    """Share of test prompts whose continuation ends in the right number, written by the model itself.
+
+    The answer of a text is its last number, so that working before it does not count (GSM8K's answers end likewise).
+
+    Args:
+        evaluation: what is judged.
+        samples: how many prompts, evenly spread over the test rows.
+        tokens: how many tokens to write at most; by default what a row has room for.
+        temperature: 0 takes the likeliest token each time.
+
+    Raises:
+        UserError: the test source has no tokenizer, or a row has no number to find.
+    """
+    source = evaluation.test
+    tokenizer = getattr(source, "tokenizer", None)
+    if tokenizer is None:
+        raise UserError("exact_match needs a test source with a tokenizer, such as data 'arithmetic'")
+    chosen = torch.linspace(0, len(source) - 1, min(samples, len(source))).round().long()
+    right = 0
+    for rows in chosen.split(ANSWERED):
+        batch = on_device(source.batch(rows), evaluation.device)
+        wanted = [final_number(_read(tokenizer, row[row != IGNORE])) for row in batch["labels"]]
+        if None in wanted:
+            raise UserError("exact_match: a test row's completion has no number, so there is no answer to compare with")
+        found = [final_number(text) for text in _answers(evaluation, batch, tokenizer, tokens, temperature)]
+        right += sum(a == b for a, b in zip(found, wanted, strict=True))
+    return Scores({"exact_match": right / len(chosen)}, {"answered": len(chosen)})
+
+
+def final_number(text: str) -> float | None:
+    """The last number in a text, with its sign, fraction and thousands' commas; None where there is none."""
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _answers(evaluation: Evaluation, batch: Batch, tokenizer: Any, tokens: int | None, temperature: float) -> list[str]:
+    prompts, mask = prompts_of(batch)
+    context = batch["input_ids"].shape[1]
+    with evaluating(evaluation.model):
+        found = write(
+            evaluation.model,
+            prompts,
+            tokens or context,
+            mask=mask,
+            context=context,
+            temperature=temperature,
+            ids=batch["id"],
+            key=(evaluation.seed,),
+            vocab_size=len(tokenizer),
+            end=tokenizer.eos_token_id,
+        )
+    return [_read(tokenizer, row[kept]) for row, kept in zip(found.tokens, found.mask, strict=True)]
 
 
 @dataclass
