@@ -122,7 +122,7 @@ def own_text(
     the mean KL(teacher || model) there (exposure bias: compare it with ``teacher_kl`` on the test text),
     ``own_reverse_kl`` the mean KL(model || teacher), which at temperature 1 is the divergence of the two laws of whole
     texts per token. ``own_perplexity`` is what the teacher finds the text to be; ``distinct`` is the share of its
-    n-grams that occur once or for the first time.
+    n-grams that occur once or for the first time, which is all there is of a model without a teacher.
 
     Args:
         evaluation: what is judged.
@@ -133,33 +133,41 @@ def own_text(
         ngram: length of what ``distinct`` counts.
 
     Raises:
-        UserError: there is no teacher, or the test source has no tokenizer.
+        UserError: the test source has no tokenizer, or its rows leave no room to write.
     """
     source = evaluation.test
     tokenizer = getattr(source, "tokenizer", None)
-    if tokenizer is None or evaluation.teacher is None:
-        raise UserError("own_text needs a teacher, and a test source with a tokenizer, such as data 'text'")
+    if tokenizer is None:
+        raise UserError("own_text needs a test source with a tokenizer, such as data 'text'")
     chosen = torch.linspace(0, len(source) - 1, min(samples, len(source))).round().long()
-    sums, count, pieces = torch.zeros(3, dtype=torch.float64), 0, []
+    sums, count = torch.zeros(3, dtype=torch.float64), 0
+    pieces: list[tuple[int, ...]] = []
     for rows in chosen.split(AT_ONCE):
         batch = on_device(source.batch(rows), evaluation.device)
         found = _written(evaluation, batch, tokenizer, tokens, temperature, prompt)
         own = joined(*prompts_of(batch, prompt), found, batch, batch["input_ids"].shape[1]).batch
-        logits, labels = shift(evaluation.run(own).logits.detach(), own["labels"])
-        log_p, log_q = beside(evaluation, own, logits)
-        kept = scored(labels)
-        said = -log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        for i, values in enumerate((forward_kl(log_p, log_q), reverse_kl(log_p, log_q), said)):
-            sums[i] += values[kept].double().sum().cpu()
-        count += int(kept.sum())
+        count += int(scored(own["labels"]).sum())
         pieces += [tuple(row[i : i + ngram]) for row in _lists(found) for i in range(len(row) - ngram + 1)]
+        if evaluation.teacher is not None:
+            sums += _apart(evaluation, own)
     if not count:
         raise UserError("own_text: the test rows leave no room to write: make the context longer or the prompt shorter")
-    forward, reverse, surprise = (sums / count).tolist()
-    scores = {"own_kl": forward, "own_reverse_kl": reverse, "own_perplexity": math.exp(min(surprise, 700.0))}
+    scores: dict[str, float] = {}
+    if evaluation.teacher is not None:
+        scores["own_kl"], scores["own_reverse_kl"], surprise = (sums / count).tolist()
+        scores["own_perplexity"] = math.exp(min(surprise, 700.0))
     if pieces:
         scores["distinct"] = len(set(pieces)) / len(pieces)
     return Scores(scores, {"own_tokens": count})
+
+
+def _apart(evaluation: Evaluation, own: Batch) -> Tensor:
+    """Sums over the written tokens: KL from the teacher, KL to it, and what it finds them to be; float64 [3]."""
+    logits, labels = shift(evaluation.run(own).logits.detach(), own["labels"])
+    log_p, log_q = beside(evaluation, own, logits)
+    said = -log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    values = torch.stack([forward_kl(log_p, log_q), reverse_kl(log_p, log_q), said])
+    return values[:, scored(labels)].double().sum(1).cpu()
 
 
 def _lists(found: Written) -> list[list[int]]:
