@@ -19,12 +19,14 @@ CLASSES = {
     "causal_lm": "AutoModelForCausalLM",
     "image_classification": "AutoModelForImageClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
+    "masked_lm": "AutoModelForMaskedLM",
 }
 _ENDINGS = {
     "ForCausalLM": "causal_lm",
     "LMHeadModel": "causal_lm",
     "ForImageClassification": "image_classification",
     "ForSequenceClassification": "sequence_classification",
+    "ForMaskedLM": "masked_lm",
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -35,7 +37,7 @@ def from_transformers(
     path: Path | None = None,
     hub: str | None = None,
     revision: str | None = None,
-    task: Literal["causal_lm", "image_classification", "sequence_classification", "auto"] = "auto",
+    task: Literal["causal_lm", "image_classification", "sequence_classification", "masked_lm", "auto"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     attention: Literal["sdpa", "eager"] | None = None,
     allow_missing: bool = False,
