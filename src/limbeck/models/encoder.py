@@ -50,7 +50,7 @@ def encoder(
     except ImportError as error:
         raise needs_extra("transformers", "text") from error
     words = getattr(data, "extra", {}).get("tokenizer")
-    sizes: dict[str, Any] = {"attn_implementation": attention}
+    more: dict[str, Any] = {"attn_implementation": attention, "num_labels": classes or 2}
     config = transformers.BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -60,9 +60,8 @@ def encoder(
         max_position_embeddings=context,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        num_labels=classes or 2,
         pad_token_id=getattr(words, "pad_token_id", None) or 0,
-        **sizes,
+        **more,
     )
     if _task(task, data, classes) == "masked_lm":
         return transformers.BertForMaskedLM(config)
