@@ -13,7 +13,7 @@ from limbeck.models.forward import Signals, forward, unwrapped
 
 
 class EncoderMethod(Method):
-    """Base of the methods that look at an encoder's hidden states [B, T, H]. A subclass repeats ``needs`` and ``live``."""
+    """Base of the methods that look at hidden states [B, T, H]. A subclass repeats ``needs`` and ``live``."""
 
     needs = {"teacher": {"logits", "hidden_states"}}
     live = True
@@ -38,7 +38,7 @@ class EncoderMethod(Method):
         raise NotImplementedError
 
     def both(self, batch: Batch) -> tuple[Signals, Signals]:
-        """Signals of the student and of the teacher, with ``hidden_states``: one [B, T, H] per layer, after the embedding."""
+        """Signals of student and teacher, with ``hidden_states``: of the embedding and of each layer, [B, T, H]."""
         return forward(self.student, batch, output_hidden_states=True), self.teacher(batch, output_hidden_states=True)
 
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
