@@ -228,7 +228,7 @@ def _by_offsets(encoding: Any, text: str, unknown: int | None) -> Pieces:
     if text[last:].strip():
         holes.append((at[last], at[-1]))
     # The first character that any later token begins at: no cut may lie behind it.
-    later = list(accumulate(reversed([*starts[1:], len(text)]), min))[::-1]
+    later = list(accumulate(reversed([*starts, len(text)]), min))[::-1][1:]
     whole = tuple(start >= end for start, end in zip(later, reached, strict=True))
     return Pieces(tuple(encoding.ids), tuple(at[r] for r in reached), whole, at[-1], tuple(holes))
 
