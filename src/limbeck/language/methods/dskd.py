@@ -89,6 +89,7 @@ class DSKD(CrossMethod):
             temperature=self.temperature,
             beta=self.beta,
             skew=self.skew,
+            alpha=self.order,
         )
 
     def moved(self, batch: Batch, crossing: Crossing, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,9 @@ class GOLD(RolloutMethod, CrossMethod):
         hybrid: bool = False,
         matched: float | None = None,
         merge: Literal["last", "first"] = "last",
-        direction: Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"] = "jsd",
+        direction: Literal[
+            "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "alpha", "hellinger"
+        ] = "jsd",
         student_share: float = 0.5,
         heat: float = 0.9,
         **rest: Any,
@@ -122,7 +124,7 @@ class GOLD(RolloutMethod, CrossMethod):
         """The divergence over what both can say, and one bucket of all else, [B, S]."""
         ours = _with_rest(log_q[..., pairs[:, 0]]), _with_rest(q_all[..., None])
         theirs = _with_rest(log_p[..., pairs[:, 1]]), _with_rest(p_all[..., None])
-        options = {"beta": self.beta, "skew": self.skew}
+        options = {"beta": self.beta, "skew": self.skew, "alpha": self.order}
         tokens, text = (divergence(p, q, self.direction, **options) for p, q in zip(theirs, ours, strict=True))
         return torch.where(single, tokens, text)
 
