@@ -48,6 +48,11 @@ class Teacher:
         self.module.train(mode == "batch_stats")
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that a language model was stored with; None where it has none of its own."""
+        return getattr(self.module, "tokenizer", None)
+
+    @property
     def hash(self) -> str:
         """Content hash of the weights and of the layout that holds them."""
         if self._hash is None:

@@ -81,7 +81,8 @@ def from_transformers(
         raise UserError(f"cannot load {where} as {kind}: {_first_line(error)}") from error
     _refuse_misfit(where, kind, info, allow_missing)
     if path is not None and (path / "tokenizer.json").is_file():
-        model.tokenizer_hash = tokenizer_hash(load_tokenizer(path))
+        model.tokenizer = load_tokenizer(path)
+        model.tokenizer_hash = tokenizer_hash(model.tokenizer)
     return model
 
 

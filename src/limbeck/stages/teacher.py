@@ -135,6 +135,10 @@ def _try(
     source = main.train or main.test or main.val
     if source is None or "logits" not in made.gives or main.spec.task == "generation":
         return None
+    theirs = getattr(made.module, "tokenizer_hash", None)
+    if main.spec.tokenizer_hash and theirs and theirs != main.spec.tokenizer_hash:
+        context.notes.append(f"{made.name}: {arm.describe} reads other tokens than the data: it is not judged")
+        return ()
     batch = context.fabric.to_device(source.batch(torch.arange(min(2, len(source)))))
     made.module.to(context.fabric.device)
     try:
