@@ -41,10 +41,10 @@ def folder(request, text, tmp_path_factory):
     return path
 
 
-def distilled(folder, text, runs, **changes):
+def distilled(folder, text, runs, teacher=None, **changes):
     data = {"name": "text", "path": str(text), "tokenizer_path": str(folder), "context": 16}
     said = {"method": "word_kd", "steps": 3, "batch_size": 8, "controls": False, "quiet": True, "evaluate": ["perplexity"]}
-    return limbeck.distill(teacher=folder, data=data, runs=runs, **{**said, **changes})
+    return limbeck.distill(teacher=teacher or folder, data=data, runs=runs, **{**said, **changes})
 
 
 def used_as_people_do(path):
@@ -83,3 +83,27 @@ def test_the_student_is_a_folder_like_its_teachers(folder, text, tmp_path, kind)
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, result.student(**batch).logits)
     assert "auto_class" in json.loads((path / store.CARD).read_text())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_teacher_that_never_saw_the_data_is_trained_on_it_a_little(folder, text, tmp_path, monkeypatch, named):
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path / "home"))
+    given = {"name": "transformers", "path": str(folder)} if named else {"path": str(folder)}
+    runs = {
+        finetune: distilled(folder, text, tmp_path / str(finetune), student=folder, teacher={**given, **own})
+        for finetune, own in {
+            False: {},
+            True: {"finetune": True, "train": {"steps": 20, "optimizer": {"name": "adamw", "lr": 0.01}}},
+        }.items()
+    }
+    plain, corrected = (run.metrics["teacher"]["perplexity"] for run in runs.values())
+    assert corrected < 0.9 * plain
+    again = distilled(folder, text, tmp_path / "False", student=folder, teacher=given)
+    assert again.metrics["teacher"]["perplexity"] == plain  # the folder itself stayed
+
+
+def test_finetune_of_a_teacher_that_is_not_loaded_is_refused(text):
+    fresh = {"name": "causal_lm", "hidden": 8, "layers": 1, "heads": 2}
+    data = {"name": "text", "path": str(text), "context": 16}
+    with pytest.raises(limbeck.UserError, match="finetune is for a teacher that is loaded"):
+        limbeck.distill(teacher={**fresh, "finetune": True}, student=fresh, data=data, method="word_kd")

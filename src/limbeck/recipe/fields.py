@@ -196,6 +196,7 @@ class TeacherKeys(Fields):
 
     train: Tree | None = key(None, "what changes in the run's train for the teacher's own training")
     path: Path | None = key(None, "weights, or a model's folder (which then decides the name)")
+    finetune: bool = key(False, "train a teacher that is loaded further, on the run's data by its train")
     method: MethodBlock = key(Block("supervised"), "how the teacher itself is trained")
     data: Any = key(None, "what the teacher itself is trained on, or what changes in the run's data")
     teacher: Any = key(None, "who teaches the teacher: a chain of models, each the teacher of the next")
