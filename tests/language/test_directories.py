@@ -43,7 +43,14 @@ def folder(request, text, tmp_path_factory):
 
 def distilled(folder, text, runs, teacher=None, **changes):
     data = {"name": "text", "path": str(text), "tokenizer_path": str(folder), "context": 16}
-    said = {"method": "word_kd", "steps": 3, "batch_size": 8, "controls": False, "quiet": True, "evaluate": ["perplexity"]}
+    said = {
+        "method": "word_kd",
+        "steps": 3,
+        "batch_size": 8,
+        "controls": False,
+        "quiet": True,
+        "evaluate": ["perplexity"],
+    }
     return limbeck.distill(teacher=teacher or folder, data=data, runs=runs, **{**said, **changes})
 
 
@@ -67,7 +74,9 @@ def test_the_student_is_a_folder_like_its_teachers(folder, text, tmp_path, kind)
     }[kind]
     result = distilled(folder, text, tmp_path, student=student, method="minitron")
     path = result.folder / "student"
-    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {f.name for f in path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        f.name for f in path.iterdir()
+    }
     if kind == "fresh":
         words = transformers.AutoTokenizer.from_pretrained(path)
         assert words.apply_chat_template(TALK, tokenize=False) == "<user>the fox sees</user>"
@@ -77,7 +86,12 @@ def test_the_student_is_a_folder_like_its_teachers(folder, text, tmp_path, kind)
     own, teacher = model.config, transformers.AutoConfig.from_pretrained(folder)
     assert own.model_type == teacher.model_type and own.vocab_size == teacher.vocab_size
     if kind == "pruned":
-        assert (own.num_hidden_layers, own.hidden_size, own.num_attention_heads, own.num_key_value_heads) == (1, 12, 2, 1)
+        assert (own.num_hidden_layers, own.hidden_size, own.num_attention_heads, own.num_key_value_heads) == (
+            1,
+            12,
+            2,
+            1,
+        )
         assert own.intermediate_size == 20
     batch = {"input_ids": torch.arange(10)[None]}
     with torch.no_grad():
