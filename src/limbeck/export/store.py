@@ -32,6 +32,7 @@ from limbeck.registry import Block, Param, build, nearest
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "limbeck.json"
+ADAPTER = "adapter"
 LAYOUTS = ("limbeck", "transformers")
 _FIELDS = {"model": dict, "layout": str, "gives": list, "hash": str, "about": dict}
 """What every card holds, and of which type."""
@@ -78,11 +79,17 @@ def no_bars() -> Iterator[None]:
 def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     """Write a model to a folder (made if missing); a file is only ever replaced by a whole one.
 
+    A transformers model with adapters is written as the model that it is with them added to its weights, which loads
+    anywhere; the adapters alone lie in ``adapter/``, as peft reads them.
+
     Raises:
         UserError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module = stored.module
+    if is_transformers(module) and hasattr(module, "save_adapter"):
+        module.save_adapter(folder / ADAPTER)
+        module = module.merged()
     if is_transformers(module):
         with no_bars():
             module.save_pretrained(folder)  # type: ignore[operator]
@@ -254,7 +261,12 @@ def _plain(block: Block, transformers: bool) -> dict[str, Any]:
     A transformers model is read from its own folder, so where it once came from is left out.
     """
     tree = _spelled_out(block).tree()
-    return {k: v for k, v in tree.items() if _is_plain(v) and not (transformers and k == "path")}
+    tree = _without_paths(tree) if transformers else tree
+    return {k: v for k, v in tree.items() if _is_plain(v)}
+
+
+def _without_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_paths(v) if isinstance(v, Mapping) else v for k, v in tree.items() if k != "path"}
 
 
 def _spelled_out(block: Block) -> Block:

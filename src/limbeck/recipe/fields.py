@@ -185,7 +185,9 @@ class Top(Fields):
     cache: Cache | None = key(None, "store the teacher's outputs once")
     controls: bool | dict[str, Tree] = key(True, "arms trained for comparison; true takes the method's")
     claim: Claim | None = key(None, "what is claimed, and the inequalities that test it")
-    export: list[Literal["onnx", "torch_export", "transformers", "diffusers"]] = key([], "further formats to deliver")
+    export: list[Literal["onnx", "torch_export", "transformers", "int8", "diffusers"]] = key(
+        [], "further formats to deliver"
+    )
     stages: list[StageBlock] | None = key(None, "what the run does, where it is not the usual")
     notes: str | None = key(None, "remarks for readers")
     licence: str | None = key(None, "licence of what the run delivers")
@@ -196,6 +198,7 @@ class TeacherKeys(Fields):
 
     train: Tree | None = key(None, "what changes in the run's train for the teacher's own training")
     path: Path | None = key(None, "weights, or a model's folder (which then decides the name)")
+    finetune: bool = key(False, "train a teacher that is loaded further, on the run's data by its train")
     method: MethodBlock = key(Block("supervised"), "how the teacher itself is trained")
     data: Any = key(None, "what the teacher itself is trained on, or what changes in the run's data")
     teacher: Any = key(None, "who teaches the teacher: a chain of models, each the teacher of the next")
