@@ -63,8 +63,8 @@ class Chain:
         state, ended = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         found = []
         for step in range(length):
-            symbol = torch.searchsorted(table[state], chance[:, step : step + 1])[:, 0].clamp(max=self.symbols - 1)
-            symbol = symbol.masked_fill(ended, 0)
+            place = torch.searchsorted(table[state], chance[:, step : step + 1].contiguous())
+            symbol = place[:, 0].clamp(max=self.symbols - 1).masked_fill(ended, 0)
             found.append(symbol)
             ended = ended | (symbol == 0)
             state = (state * self.symbols + symbol) % self.symbols**self.order

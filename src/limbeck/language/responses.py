@@ -114,7 +114,7 @@ class Responses:
     ) -> None:
         self.source, self.teacher, self.write, self.manner = source, teacher, write, manner
         self.per_prompt, self.quiet = per_prompt, quiet
-        known = {"what": "responses", "teacher": teacher.hash, "rows": source.fingerprint}
+        known: dict[str, Any] = {"what": "responses", "teacher": teacher.hash, "rows": source.fingerprint}
         known |= {"manner": vars(manner), "per_prompt": per_prompt, **(facts or {})}
         about = {"teacher_name": type(teacher.module).__name__}
         self.keeping = None if keep is None else Keeping(known, parse_bytes(keep), about, "texts")
@@ -192,8 +192,16 @@ def responses_of(
         seed,
     )
     writes = sampled(method.teacher, manner) if write is None else write(manner)
-    known = {"per_prompt": per_prompt, "keep": keep, "facts": facts, "quiet": parts.quiet}
-    return Responses(source, method.teacher, writes, manner, **known)
+    return Responses(
+        source,
+        method.teacher,
+        writes,
+        manner,
+        per_prompt=per_prompt,
+        keep=keep,
+        facts=facts,
+        quiet=parts.quiet,
+    )
 
 
 def _wide(values: Tensor, width: int) -> Tensor:

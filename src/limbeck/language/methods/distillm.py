@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -134,7 +133,7 @@ class DistiLLM(RolloutMethod):
         """Share of the steps with student text, now."""
         return min(1.0, self.student_share + self.raised)
 
-    def before_step(self, clock: Clock) -> Collection[str]:
+    def before_step(self, clock: Clock) -> tuple[str, ...]:
         """Measure the validation loss where it is time, and raise the share where it has gone up."""
         if self.responses is not None:
             self.responses.prepare(device_of(self.student))

@@ -26,11 +26,12 @@ class Quantiles(nn.Module):
 
     def __init__(self, vocabulary: int, hidden: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2 * vocabulary, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+        last = nn.Linear(hidden, 2)
         # At the start nearly everything is kept.
-        nn.init.zeros_(self.net[2].weight)
+        nn.init.zeros_(last.weight)
         with torch.no_grad():
-            self.net[2].bias.copy_(torch.tensor([-4.0, 4.0]))
+            last.bias.copy_(torch.tensor([-4.0, 4.0]))
+        self.net = nn.Sequential(nn.Linear(2 * vocabulary, hidden), nn.ReLU(), last)
 
     def forward(self, p: Tensor, q: Tensor) -> Tensor:
         """``(l, u)`` with ``0 < l < u < 1``, from probabilities [..., V] to [..., 2]."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -117,7 +116,7 @@ class SeqFDistill(RolloutMethod):
         """Whose text is learnt from."""
         return {"kl": ("teacher",), "reverse_kl": ("student",)}.get(self.f, ("teacher", "student"))
 
-    def before_step(self, clock: Clock) -> Collection[str]:
+    def before_step(self, clock: Clock) -> tuple[str, ...]:
         """Have the teacher's texts written before the first step."""
         if "teacher" in self.kinds:
             self.responses.prepare(device_of(self.student))

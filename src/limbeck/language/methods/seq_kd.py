@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -112,7 +111,7 @@ class SeqKD(RolloutMethod):
             facts=facts if beam else {},
         )
 
-    def before_step(self, clock: Clock) -> Collection[str]:
+    def before_step(self, clock: Clock) -> tuple[str, ...]:
         """Have the texts written before the first step."""
         self.responses.prepare(device_of(self.student))
         return super().before_step(clock)

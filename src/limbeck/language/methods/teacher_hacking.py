@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ class TeacherHacking(RolloutMethod):
         data = parts.offers.get("data")
         self.held_out: Source = getattr(data, "val", None) or getattr(data, "test", None) or self.responses.source
 
-    def before_step(self, clock: Clock) -> Collection[str]:
+    def before_step(self, clock: Clock) -> tuple[str, ...]:
         """Have the stored responses written before the first step that may need them."""
         if self.student_share + self.teacher_share < 1:
             self.responses.prepare(device_of(self.student))
