@@ -45,6 +45,18 @@ def char_tokenizer(texts: Iterable[str]) -> Any:
     return _fast(backend, unk_token=UNK)
 
 
+def symbol_tokenizer(symbols: str, end: str) -> Any:
+    """A tokenizer of these characters and nothing else, in this order; ``end``, one of them, ends a text and pads."""
+    tokenizers, transformers = _text_extra()
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=end))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, pad_token=end, unk_token=end, clean_up_tokenization_spaces=False
+    )
+
+
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer of at most ``vocab_size`` tokens learnt from ``texts``; it knows every character.
 

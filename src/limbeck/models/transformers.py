@@ -32,7 +32,7 @@ _ENDINGS = {
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-@register("model", "transformers", gives={"logits", "hidden_states"})
+@register("model", "transformers", gives={"logits", "hidden_states", "text"})
 def from_transformers(
     *,
     path: Path | None = None,
