@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from limbeck.arms import PhaseRecipe, arm_recipe, phase_recipes
 from limbeck.data.base import Data
 from limbeck.errors import UserError
+from limbeck.recipe.parts import needs_teacher
 from limbeck.registry import find
 from limbeck.training import Ingredients, check_choice, loop_settings, make_method, make_stream, start_student
 
@@ -32,11 +33,23 @@ def preflight(recipe: Recipe, data: Mapping[str, Data], fabric: Fabric) -> None:
     check_cache(recipe)
     check_metrics(recipe, data)
     ingredients = Ingredients(data, {}, fabric, quiet=True)
-    refuse_early(start_student(recipe, ingredients, recipe.seed), recipe.export)
     own = [recipe, *(arm_recipe(recipe, overrides) for overrides in recipe.control_arms.values())]
+    for arm in own:
+        _check_origin(arm)
+    if not needs_teacher(recipe.student.block):
+        refuse_early(start_student(recipe, ingredients, recipe.seed), recipe.export)
     for arm in [*own, *_taught(recipe)]:
         for phase in phase_recipes(arm):
             _check_phase(phase, recipe, ingredients)
+
+
+def _check_origin(recipe: Recipe) -> None:
+    """Refuse a student that is made out of a teacher which the recipe does not have."""
+    block = recipe.student.block
+    role = block.args.get("of")
+    if needs_teacher(block) and (not recipe.teachers or (role is not None and role not in recipe.teachers)):
+        there = ", ".join(recipe.teachers) or "none"
+        raise UserError(f"student '{block.name}' is made out of a teacher; the recipe's teachers: {there}")
 
 
 def _taught(recipe: Recipe) -> list[Recipe]:

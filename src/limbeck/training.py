@@ -88,7 +88,8 @@ class Ingredients:
         """What models may ask for by name."""
         teacher = next(iter(self.teachers.values()), None)
         shape = {"dim": getattr(teacher.module, "dim", None)} if teacher and not self.data else {}
-        return {**self.main.spec.offers(), "data": self.main if self.data else None, **shape}
+        data = self.main if self.data else None
+        return {**self.main.spec.offers(), "data": data, "teachers": self.teachers, **shape}
 
 
 def train(

@@ -126,6 +126,23 @@ def truncated_kl(
     Raises:
         ValueError: leading dimensions, number of classes or temperatures differ, or the direction is unknown.
     """
+    teacher, student = buckets(student_logits, topk, temperature)
+    if direction == "forward":
+        return _kl(teacher, student)
+    if direction == "reverse":
+        return _kl(student, teacher)
+    raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+
+
+def buckets(student_logits: Tensor, topk: TopK, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student over the teacher's k classes and all the rest, [..., k + 1] each.
+
+    Each sums to one, at the temperature that the teacher was cut at; the student's has the gradient. There are k of
+    them when no class is left out. Any divergence of the two is that of the distributions after merging the rest.
+
+    Raises:
+        ValueError: leading dimensions, number of classes or temperatures differ.
+    """
     _check(student_logits, topk, temperature)
     scaled = _scaled(student_logits, topk.temperature)
     kept = scaled.gather(-1, topk.indices)
@@ -133,11 +150,7 @@ def truncated_kl(
     teacher = topk.logprobs.detach().to(student.dtype)
     if student.shape[-1] > topk.k:
         teacher = torch.cat([teacher, topk.log_tail.detach().to(student.dtype)[..., None]], dim=-1)
-    if direction == "forward":
-        return _kl(teacher, student)
-    if direction == "reverse":
-        return _kl(student, teacher)
-    raise ValueError(f"direction must be 'forward' or 'reverse', got {direction!r}")
+    return teacher, student
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

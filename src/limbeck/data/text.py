@@ -223,7 +223,7 @@ def _rows(parts: dict[str, list[Item]], spec: DataSpec, words: Any) -> tuple[dic
     first, dropped = 0, 0
     for name, items in parts.items():
         if isinstance(items[0], tuple):
-            rows[name] = _pair_rows(items, first, spec, words)
+            rows[name] = pair_rows(items, first, spec, words)
             dropped += len(items) - len(rows[name])
             first += len(items)
         else:
@@ -250,7 +250,7 @@ def _stream(documents: list[str], words: Any) -> list[int]:
     return [i for document in tokenizers.encode(words, documents) for i in (*document, end)]
 
 
-def _pair_rows(pairs: list[Any], first: int, spec: DataSpec, words: Any) -> TokenRows:
+def pair_rows(pairs: list[Any], first: int, spec: DataSpec, words: Any) -> TokenRows:
     """One row per pair, cut at ``context``; a pair's id is its number over all parts, kept when others are dropped."""
     context, end = spec.shape[0], tokenizers.end_of_text(words)
     prompts = tokenizers.encode(words, [p for p, _ in pairs], special=True)

@@ -61,3 +61,12 @@ def signals(output: Any) -> Signals:
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return Signals(logits=output[0])
     raise TypeError(f"a model returned {type(output).__name__}; expected a tensor, a map of tensors or a tuple")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside the wrappers of a strategy, of Fabric or of a compiler."""
+    for name in ("_forward_module", "module", "_orig_mod"):
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            return unwrapped(inner)
+    return module

@@ -109,6 +109,8 @@ def lora(
     classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    teachers: Any = None,
+    data: Any = None,
 ) -> Adapted:
     """A network of which only low-rank adapters learn (LoRA, arXiv 2106.09685), by the peft library.
 
@@ -122,6 +124,8 @@ def lora(
         classes: number of classes, for a base that does not say.
         in_channels: of the images, for a base that does not say.
         image_size: pixels along one side, for a base that does not say.
+        teachers: the run's teachers by role, for a base that is made out of one.
+        data: the built data, for a base that looks at it.
     """
     if rank < 1:
         raise UserError(f"lora: rank must be 1 or more, not {rank}")
@@ -131,5 +135,7 @@ def lora(
         "classes": classes,
         "in_channels": in_channels,
         "image_size": image_size,
+        "teachers": teachers,
+        "data": data,
     }
     return Adapted(build("model", base, offers=facts), rank, rank if alpha is None else alpha, targets)

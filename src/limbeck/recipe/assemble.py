@@ -23,7 +23,7 @@ from limbeck.recipe.fields import (
 )
 from limbeck.recipe.layers import merge, spelled_out
 from limbeck.recipe.mistakes import did_you_mean
-from limbeck.recipe.parts import Assembly, Phase, StudentBlock, TeacherBlock
+from limbeck.recipe.parts import Assembly, Phase, StudentBlock, TeacherBlock, needs_teacher
 from limbeck.recipe.source import DEFAULT, Node, Trail, from_plain
 from limbeck.recipe.values import ABSENT, BAD
 from limbeck.registry import Block, Part, find, nearest
@@ -358,7 +358,7 @@ def _check_claim(root: Node, check: Checker, made: Assembly, extra: Node | None)
         return
     controls = root.get("controls")
     own = controls.plain() if controls and controls.is_map else made.fields.get("controls")
-    known = {*made.arms, "teacher", *made.teachers, *control_arms(own, made.method)}
+    known = {*made.arms, "teacher", *made.teachers, *control_arms(own, made.method, made.student)}
     for i, child in enumerate(expect.value):
         if isinstance(child.value, str):
             _check_expectation(child, ("claim", "expect", i), known, check)
@@ -385,13 +385,20 @@ def _check_expectation(node: Node, trail: Trail, known: set[str], check: Checker
         check.wrong(node, trail, f"there is no arm '{arm}'", hint)
 
 
-def control_arms(controls: Any, method: Block | None) -> dict[str, Any]:
-    """Names and overrides of the control arms: those given, or the method's own where ``controls`` is true."""
+def control_arms(controls: Any, method: Block | None, student: StudentBlock | None = None) -> dict[str, Any]:
+    """Names and overrides of the control arms: those given, or the method's own where ``controls`` is true.
+
+    A student that is made out of a teacher keeps it where it learns alone: it begins as it does beside it.
+    """
     if isinstance(controls, Mapping):
         return dict(controls)
     if controls is not True or method is None:
         return {}
-    return dict(find("method", method.name).facts.get("controls", DEFAULT_CONTROLS))
+    own = dict(find("method", method.name).facts.get("controls", DEFAULT_CONTROLS))
+    if student is None or not needs_teacher(student.block):
+        return own
+    kept = {name: {k: v for k, v in over.items() if (k, v) != ("teacher", None)} for name, over in own.items()}
+    return {name: over for name, over in kept.items() if over}
 
 
 def _check_variants(root: Node, check: Checker, made: Assembly, extra: Node | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from limbeck.recipe.annotations import Tree
 from limbeck.recipe.fields import Train
-from limbeck.registry import Block
+from limbeck.registry import Block, find
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,9 @@ def method_named(overrides: Mapping[str, Any], otherwise: str | None = None) -> 
     method = overrides.get("method") or {}
     name: str | None = method if isinstance(method, str) else method.get("name", otherwise)
     return name
+
+
+def needs_teacher(block: Block) -> bool:
+    """Whether a model is made out of a teacher, or holds one that is, so that it cannot be built without."""
+    inside = any(needs_teacher(value) for value in block.args.values() if isinstance(value, Block))
+    return inside or (block.name != "auto" and bool(find("model", block.name).facts.get("from_teacher", False)))

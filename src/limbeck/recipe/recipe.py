@@ -105,7 +105,7 @@ class Recipe:
     @property
     def control_arms(self) -> dict[str, Any]:
         """Overrides of the control arms by name: those that the recipe gives, or the method's own."""
-        return control_arms(self.controls, self.method)
+        return control_arms(self.controls, self.method, self.student)
 
     def fingerprint(self, *paths: str) -> str:
         """SHA-256 (hex) of the subtrees at dotted paths, of the whole tree where none is given."""

@@ -8,7 +8,8 @@ from torch import nn
 from limbeck.data.text import text
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
-from limbeck.language.metrics import perplexity, sample_texts
+from limbeck.language.metrics.quality import perplexity
+from limbeck.language.metrics.texts import sample_texts
 from limbeck.metrics.base import Evaluation, evaluate
 from limbeck.models.causal import causal_lm
 

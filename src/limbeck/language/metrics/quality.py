@@ -1,20 +1,18 @@
-"""How well a language model predicts held-out text, how closely it follows its teacher, and what it writes."""
+"""How well a language model predicts held-out text, and how closely it follows its teacher."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.data.base import Batch
 from limbeck.errors import UserError
-from limbeck.language.generate import continue_tokens
 from limbeck.language.losses import cut, forward_kl, scored, shared_vocabulary, shift
 from limbeck.losses import cross_entropy, log_softmax
-from limbeck.metrics.base import Evaluation, Scores, evaluating, on_device
+from limbeck.metrics.base import Evaluation, Scores
 from limbeck.registry import register
 
 
@@ -43,7 +41,8 @@ def perplexity(evaluation: Evaluation) -> Scores:
     Every predicted token that has a label counts once, whatever the batch size. With a teacher it also gives the share
     of positions where both find the same token likeliest (``agreement``) and the mean KL(teacher || model) in nats
     (``teacher_kl``), over the vocabulary they share. Where the source has its tokenizer there are bits per character
-    of the text too, which compare across tokenizers. The details hold the loss by position in the row.
+    of the text too, which compare across tokenizers. The details hold the loss, and
+    the divergence from the teacher, by position in the row.
 
     Raises:
         UserError: no test text, nothing in it to predict, a loss that is not finite, or a teacher with another
@@ -62,34 +61,6 @@ def perplexity(evaluation: Evaluation) -> Scores:
     return sums.scores(evaluation)
 
 
-@register("metric", task={"language"}, default=True)
-def sample_texts(evaluation: Evaluation, *, samples: int = 3, tokens: int = 64, temperature: float = 1.0) -> Scores:
-    """What the model writes after some prompts of the test text: ``texts`` in the details, for reading.
-
-    A prompt is the given part of a row (all before its first label), or the first half of a block of text. Each entry
-    has the prompt, what really follows, the likeliest continuation and a sampled one (the same for a seed).
-
-    Args:
-        evaluation: what is judged.
-        samples: how many prompts, evenly spread over the test text.
-        tokens: how many tokens to write.
-        temperature: of the sampled continuation.
-
-    Raises:
-        UserError: the test source has no tokenizer to read the tokens with.
-    """
-    source = evaluation.test
-    tokenizer = getattr(source, "tokenizer", None)
-    if tokenizer is None:
-        raise UserError("sample_texts needs a test source with a tokenizer, such as data 'text'")
-    rows = torch.linspace(0, len(source) - 1, min(samples, len(source))).round().long()
-    texts = []
-    for row in rows.split(1):
-        batch = on_device(source.batch(row), evaluation.device)
-        texts.append(_write(evaluation, batch, tokenizer, tokens, temperature))
-    return Scores({}, {"texts": texts})
-
-
 @dataclass
 class _Sums:
     """Sums over the test text, in float64."""
@@ -97,8 +68,8 @@ class _Sums:
     by_position: Tensor | float = 0.0
     count_by_position: Tensor | int = 0
     agree: float = 0.0
-    kl: float = 0.0
-    compared: int = 0
+    kl_by_position: Tensor | float = 0.0
+    compared: bool = False
     characters: int = 0
 
     def add_loss(self, values: Tensor, mask: Tensor) -> None:
@@ -107,8 +78,8 @@ class _Sums:
 
     def add_teacher(self, agree: Tensor, kl: Tensor) -> None:
         self.agree += float(agree.double().sum())
-        self.kl += float(kl.double().sum())
-        self.compared += len(kl)
+        self.kl_by_position = self.kl_by_position + kl.double().sum(0).cpu()
+        self.compared = True
 
     def scores(self, evaluation: Evaluation) -> Scores:
         losses, counts = torch.as_tensor(self.by_position), torch.as_tensor(self.count_by_position)
@@ -121,10 +92,16 @@ class _Sums:
         values = {"perplexity": math.exp(min(nll, 700.0)), "nll_per_token": nll, "bits_per_token": nll / math.log(2)}
         if self.characters:
             values["bits_per_character"] = total / math.log(2) / self.characters
+        details = {"test_tokens": tokens, "nll_by_position": _means(losses, counts)}
         if self.compared:
-            values["agreement"], values["teacher_kl"] = self.agree / self.compared, self.kl / self.compared
-        curve = [float(s / n) if n else None for s, n in zip(losses, counts, strict=True)]
-        return Scores(values, {"test_tokens": tokens, "nll_by_position": curve})
+            apart = torch.as_tensor(self.kl_by_position)
+            values |= {"agreement": self.agree / tokens, "teacher_kl": float(apart.sum()) / tokens}
+            details["kl_by_position"] = _means(apart, counts)
+        return Scores(values, details)
+
+
+def _means(sums: Tensor, counts: Tensor) -> list[float | None]:
+    return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
 
 
 def _logits(evaluation: Evaluation, batch: Batch) -> Tensor:
@@ -141,41 +118,21 @@ def _logits(evaluation: Evaluation, batch: Batch) -> Tensor:
 
 
 def _beside_teacher(evaluation: Evaluation, batch: Batch, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether both find the same token likeliest, and KL(teacher || model), at the positions that count: [N] each."""
+    """Whether both find the same token likeliest, and KL(teacher || model), [B, T-1] each; 0 where nothing counts."""
+    log_p, log_q = beside(evaluation, batch, logits)
+    agree = (log_p.argmax(-1) == log_q.argmax(-1)) & mask
+    return agree, forward_kl(log_p, log_q).masked_fill(~mask, 0.0)
+
+
+def beside(evaluation: Evaluation, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the teacher and of the model (whose shifted logits these are) over the tokens they share.
+
+    Raises:
+        UserError: their tokenizers differ.
+    """
     teacher, _ = shift(evaluation.run_teacher(batch).logits, batch["labels"])
     own = getattr(evaluation.model, "tokenizer_hash", None)
     other = getattr(evaluation.teacher.module, "tokenizer_hash", None) if evaluation.teacher else None
     tokens = evaluation.spec.vocab_size if evaluation.spec is not None else None
     width = shared_vocabulary(logits.shape[-1], teacher.shape[-1], own, other, tokens)
-    log_p, log_q = (log_softmax(cut(each, width)[mask]) for each in (teacher, logits))
-    return log_p.argmax(-1) == log_q.argmax(-1), forward_kl(log_p, log_q)
-
-
-def _write(evaluation: Evaluation, batch: Batch, tokenizer: Any, tokens: int, temperature: float) -> dict[str, str]:
-    row = batch["input_ids"][0][batch["attention_mask"][0].bool()]
-    given = int((batch["labels"][0] == -100).long().cumprod(0).sum())
-    prompt, truth = row.split([given, len(row) - given] if given else [len(row) // 2, len(row) - len(row) // 2])
-
-    def after(heat: float) -> str:
-        with evaluating(evaluation.model):
-            written = continue_tokens(
-                evaluation.model,
-                prompt[None],
-                tokens,
-                context=len(batch["input_ids"][0]),
-                temperature=heat,
-                ids=batch["id"],
-                seed=evaluation.seed,
-                vocab_size=len(tokenizer),
-            )
-        return _read(tokenizer, written[0])
-
-    said = {"prompt": _read(tokenizer, prompt), "truth": _read(tokenizer, truth)}
-    return {**said, "greedy": after(0.0), "sampled": after(temperature)}
-
-
-def _read(tokenizer: Any, ids: Tensor) -> str:
-    """The text up to the first end-of-text token."""
-    ends = (ids == tokenizer.eos_token_id).nonzero() if tokenizer.eos_token_id is not None else ids.new_empty(0)
-    kept = ids[: int(ends[0])] if len(ends) else ids
-    return str(tokenizer.decode(kept.tolist()))
+    return log_softmax(cut(teacher, width)), log_softmax(cut(logits, width))
