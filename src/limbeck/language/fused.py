@@ -30,7 +30,7 @@ class Head:
     """An output layer and what it is applied to.
 
     Attributes:
-        hidden: last hidden states [N, H], as the layer takes them.
+        hidden: last hidden states [N, H], as the layer takes them; their precision is that of the products.
         weight: [V, H].
         bias: [V]; ``-inf`` rules a token out.
         softcap: logits become ``softcap tanh(logits / softcap)`` (Gemma 2).
@@ -54,7 +54,9 @@ def fused_divergence(
     teacher: Head,
     *,
     labels: Tensor | None = None,
-    direction: Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"] = "forward",
+    direction: Literal[
+        "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "hellinger"
+    ] = "forward",
     temperature: float = 1.0,
     beta: float = 0.5,
     skew: float = 0.1,
@@ -91,7 +93,9 @@ def fused_sums(
     labels: Tensor | None = None,
     rows: Tensor | None = None,
     weights: tuple[float, float] = (1.0, 1.0),
-    direction: Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"] = "forward",
+    direction: Literal[
+        "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "hellinger"
+    ] = "forward",
     temperature: float = 1.0,
     beta: float = 0.5,
     skew: float = 0.1,
@@ -176,9 +180,8 @@ def _flat(student: Head, teacher: Head | None) -> tuple[Tensor | None, ...]:
 
 def _cast(head: Head) -> tuple[Tensor, Tensor, Tensor | None]:
     device = head.hidden.device.type
-    kind = torch.promote_types(head.hidden.dtype, head.weight.dtype)
-    if torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
+    autocast = torch.is_autocast_enabled(device)
+    kind = torch.get_autocast_dtype(device) if autocast else head.hidden.dtype
     return head.hidden.to(kind), head.weight.to(kind), None if head.bias is None else head.bias.to(kind)
 
 
@@ -226,16 +229,15 @@ class _Summed(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         *tensors, rows = ctx.saved_tensors
         asked = _present(Inputs(*tensors), tuple(float(x) for x in upstream))
-        # What is handed over is not kept: the engine may then take it as the parameter's gradient without a copy.
-        gradients, ctx.gradients = ctx.gradients, None
-        factor = _multiple(asked, ctx.weights)
+        gradients, factor = ctx.gradients, _multiple(asked, ctx.weights)
         if gradients is None or factor is None:
-            del gradients
             wanted = rows * upstream[0], rows * upstream[1]
             gradients = sweep(Inputs(*tensors), ctx.settings, wanted, ctx.needs_input_grad[:3]).gradients
-        elif factor != 1:
+        else:
+            # What is handed over is not kept: the engine may then take it as the parameter's gradient without a copy.
+            ctx.gradients = None
             for x in (gradients.hidden, gradients.weight, gradients.bias):
-                if x is not None:
+                if x is not None and factor != 1:
                     x.mul_(factor)
         return _returned(gradients, tensors, 7)
 

@@ -8,7 +8,9 @@ derivative with respect to a free q is r has the gradient ``q (r - sum q r)`` wi
 - jsd, m = beta p + (1 - beta) q: ``(1 - beta) q (log q/m - KL(q || m))``;
 - skew_forward, m = skew p + (1 - skew) q: ``-(1 - skew) q (p/m - sum q p/m)``;
 - skew_reverse, m = (1 - skew) p + skew q: r = ``log q/m - skew q/m``;
-- tvd: r = ``sign(q - p) / 2``.
+- tvd: r = ``sign(q - p) / 2``;
+- jeffreys: half the sum of the first two;
+- hellinger: ``(q sum sqrt(p q) - sqrt(p q)) / 2``.
 
 No graph is recorded and no tensor of the block's size is made beyond the scratch that the caller holds.
 """
@@ -22,6 +24,8 @@ from torch import Tensor
 
 from limbeck.language.losses import Divergence
 
+CLOSED = ("forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "hellinger")
+"""The divergences that have a closed form here."""
 FLOOR = -1e37
 """Stands for a logit of ``-inf``: its probability is exactly 0, and 0 times a difference of logits stays 0."""
 _INFINITE = 1e10
@@ -84,6 +88,10 @@ def divergence_(
             value = _skew_reverse_(u, student, teacher, spare, skew)
         case "tvd":
             value = _tvd_(u, student, teacher, spare)
+        case "jeffreys":
+            value = _jeffreys_(u, v, student, teacher, spare)
+        case "hellinger":
+            value = _hellinger_(u, student, teacher, spare)
         case _:
             raise ValueError(f"no divergence is called '{direction}'")
     return torch.where(value > _INFINITE, torch.inf, value)
@@ -105,6 +113,25 @@ def _reverse_(u: Tensor, v: Tensor, student: Softmax, teacher: Softmax, spare: T
     mean = _dot(u, student.mass, spare)
     u.sub_(mean).mul_(student.mass)
     return mean - (student.log_normaliser - teacher.log_normaliser)
+
+
+def _jeffreys_(u: Tensor, v: Tensor, student: Softmax, teacher: Softmax, spare: Tensor) -> Tensor:
+    u.sub_(v)
+    of_student, of_teacher = _dot(u, student.mass, spare), _dot(u, teacher.mass, spare)
+    u.sub_(of_student).mul_(student.mass).add_(student.mass).sub_(teacher.mass).mul_(0.5)
+    return 0.5 * (of_student - of_teacher)
+
+
+def _hellinger_(u: Tensor, student: Softmax, teacher: Softmax, spare: Tensor) -> Tensor:
+    torch.sqrt(student.mass, out=spare)
+    teacher.mass.sqrt_()
+    torch.mul(spare, teacher.mass, out=u)
+    overlap = u.sum(-1, keepdim=True)
+    # A sum of squared differences stays exact for close distributions, where 1 - overlap would be rounding noise.
+    value = 0.5 * spare.sub_(teacher.mass).square_().sum(-1, keepdim=True)
+    torch.mul(student.mass, overlap, out=spare)
+    u.neg_().add_(spare).mul_(0.5)
+    return value
 
 
 def _log_ratio_(logits: Tensor, of: Softmax, log_m: Tensor) -> Tensor:
