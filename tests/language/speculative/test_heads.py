@@ -1,7 +1,5 @@
 """Drafts on features: their text is the target's, greedy and drawn, as chains and as trees."""
 
-import itertools
-
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -44,8 +42,8 @@ def test_greedy_text_is_the_targets_own(which, shape):
 def test_drawn_text_is_distributed_as_the_targets_own(which, shape):
     """A chi-square test over all texts of two tokens, of real networks with their caches."""
     target, draft, prompt = network(vocab_size=4), drafts(4)[which].eval(), [1, 2]
-    draws, counts, XX
-    calls = 0
+    draws, counts = torch.Generator().manual_seed(5), dict.fromkeys(itertools.product(range(4), repeat=2), 0)
+    calls, runs = 0, 150
     for _ in range(runs):
         session = TargetSession(target, hidden=True)
         done = speculate(session, draft.drafter(target, shape, None), prompt, 2, temperature=1.0, draws=draws)

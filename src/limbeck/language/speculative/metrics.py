@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from limbeck.language.losses import cut, scored, shared_vocabulary
 from limbeck.language.rollouts import prompts_of
 from limbeck.language.speculative.decode import Decoded, TargetSession, speculate
 from limbeck.language.speculative.drafters import ModelDrafter, Shape
+from limbeck.language.speculative.exits import depth_of, exit_at, read_out, watched
 from limbeck.language.speculative.verify import law, walk, walk_typical
+from limbeck.losses import cross_entropy
 from limbeck.metrics.base import Evaluation, Scores, evaluating, on_device
 from limbeck.models.forward import forward
 from limbeck.registry import register
@@ -99,6 +101,94 @@ def speculative(
             values["assisted_speedup"] = _assisted(evaluation, target, gamma, samples, prompt, tokens)
     by_depth = written.by_depth(gamma)
     return Scores({"acceptance": rate, **values}, {"accepted_by_depth": by_depth, "target_calls": written.calls})
+
+
+@register(
+    "metric",
+    task={"language"},
+    better={
+        "acceptance": "higher",
+        "accepted_length": "higher",
+        "calls_saved": "higher",
+        "decode_speedup": "higher",
+        "exactness": "higher",
+    },
+)
+def self_speculative(
+    evaluation: Evaluation,
+    *,
+    exit: int = 1,
+    gamma: int = 4,
+    width: int = 1,
+    nodes: int = 16,
+    temperature: float = 0.0,
+    samples: int = 16,
+    prompt: int | None = 16,
+    tokens: int = 32,
+    rows: int = 256,
+) -> Scores:
+    """The model's first layers as the draft of the whole model (self-speculative decoding); see ``speculative``.
+
+    Args:
+        evaluation: the model.
+        exit: after how many layers the draft leaves.
+        gamma: how many tokens are drafted ahead.
+        width: candidates for each token; more than 1 drafts a tree.
+        nodes: of the tree.
+        temperature: of both.
+        samples: how many texts to write.
+        prompt: tokens of plain text that are given; by default half a row.
+        tokens: how many to write at most, as far as the context goes.
+        rows: of the test text for the acceptance rate, at most.
+
+    Raises:
+        UserError: the model has no such exit, or an argument is not positive.
+    """
+    if min(gamma, width, nodes, samples, tokens, rows) < 1 or temperature < 0:
+        raise UserError("self_speculative: sizes must be 1 or more, temperature 0 or more")
+    model = evaluation.model
+    early = exit_at(model, exit)
+    vocab = evaluation.spec.vocab_size if evaluation.spec is not None else None
+    with evaluating(model), torch.no_grad():
+        drafter = ModelDrafter(early, Shape(gamma, width, nodes, temperature), vocab)
+        contest = Contest(model, drafter, vocab, temperature, typical=False)
+        written = contest.run(prompts(evaluation, samples, prompt, tokens), evaluation.seed)
+        rate = acceptance(replace(evaluation, model=early), model, vocab, temperature or 1.0, rows)
+    return Scores({"acceptance": rate, **written.values()}, {"accepted_by_depth": written.by_depth(gamma)})
+
+
+@register(
+    "metric",
+    task={"language"},
+    better={"exit_nll": "lower"},
+    labels={"exit_nll": ("Negative log-likelihood per token, mean of the early exits", "nats")},
+)
+def exits(evaluation: Evaluation, *, rows: int = 256) -> Scores:
+    """Negative log-likelihood of the test text at each exit of the model: after every layer, by the same output layer.
+
+    The details hold the curve over all layers, the last one's value at its end.
+
+    Args:
+        evaluation: the model.
+        rows: of the test text, at most.
+
+    Raises:
+        UserError: the model has no layers to leave after, or the test text nothing to predict.
+    """
+    model = evaluation.model
+    sums, count = torch.zeros(depth_of(model), dtype=torch.float64), 0
+    for numbers in torch.arange(min(rows, len(evaluation.test))).split(evaluation.batch_size):
+        batch = on_device(evaluation.test.batch(numbers), evaluation.device)
+        labels = batch["labels"][:, 1:]
+        with evaluating(model), torch.no_grad(), watched(model) as hidden:
+            forward(model, batch)
+            losses = [cross_entropy(read_out(model, h)[:, :-1], labels)[scored(labels)] for h in hidden]
+        sums += torch.stack([each.double().sum().cpu() for each in losses])
+        count += int(scored(labels).sum())
+    if not count:
+        raise UserError("exits: the test text has no token to predict")
+    curve = (sums / count).tolist()
+    return Scores({"exit_nll": sum(curve[:-1]) / max(len(curve) - 1, 1)}, {"nll_by_exit": curve})
 
 
 def drafter_of(model: nn.Module, target: nn.Module, shape: Shape, vocab: int | None) -> Any:
