@@ -1,5 +1,7 @@
 """Drafts on features: their text is the target's, greedy and drawn, as chains and as trees."""
 
+import itertools
+
 import pytest
 import torch
 from scipy.stats import chisquare
