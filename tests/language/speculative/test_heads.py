@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from limbeck.language.speculative.decode import TargetSession, speculate
 from limbeck.language.speculative.drafters import Shape
-from limbeck.language.speculative.models import eagle_draft, medusa_heads
+from limbeck.language.speculative.models import eagle_draft, falcon_draft, medusa_heads
 from limbeck.models.causal import causal_lm
 
 
@@ -24,10 +24,11 @@ def network(seed=0, vocab_size=9):
 def drafts(vocab_size=9):
     torch.manual_seed(3)
     heads = medusa_heads(hidden=16, vocab_size=vocab_size, count=3)
-    return [heads, eagle_draft(hidden=16, heads=2), eagle_draft(hidden=16, heads=2, fused=3)]
+    falcon = falcon_draft(hidden=16, heads=2, block=2)
+    return [heads, eagle_draft(hidden=16, heads=2), eagle_draft(hidden=16, heads=2, fused=3), falcon]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
 @pytest.mark.parametrize("shape", [Shape(3), Shape(3, width=2, nodes=6)])
 @torch.no_grad()
 def test_greedy_text_is_the_targets_own(which, shape):

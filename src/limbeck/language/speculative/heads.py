@@ -37,6 +37,8 @@ class LevelsDrafter:
     def propose(self, row: list[int], room: int, draws: torch.Generator) -> Proposal:
         """The likeliest tokens of each level; for a chain at a temperature, drawn ones."""
         logits = self._levels(self._features, row, min(self._shape.depth, room)).float()
+        if not len(logits):
+            return chain([])
         if self._shape.width == 1 and self._shape.temperature > 0:
             tokens, drawn = zip(*(sampled(each, self._shape.temperature, draws) for each in logits), strict=True)
             return chain(tokens, drawn)

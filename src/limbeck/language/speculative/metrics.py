@@ -313,14 +313,15 @@ def acceptance(evaluation: Evaluation, target: nn.Module, vocab: int | None, tem
 def guesses(model: nn.Module, target: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The target's and the draft's logits for the same tokens of rows, and these tokens' labels.
 
-    A draft on the target's features sees them one token late, so that its first guess is of the token after next.
+    A draft on the target's features sees them one token late: the first tokens of a row are not for it to guess.
     """
     if not hasattr(model, "first_guess"):
         theirs, own = forward(target, batch).logits, forward(model, batch).logits
         return theirs[:, :-1], own[:, :-1], batch["labels"][:, 1:]
     found = forward(target, batch, output_hidden_states=True)
     own = model.first_guess(found.hidden_states, batch["input_ids"], target)
-    return found.logits[:, 1:-1], own, batch["labels"][:, 2:]
+    count = own.shape[1]
+    return found.logits[:, -count - 1 : -1], own, batch["labels"][:, -count:]
 
 
 def _shared(evaluation: Evaluation, target: nn.Module) -> int | None:

@@ -228,6 +228,95 @@ def eagle_draft(
     return EagleDraft(hidden, layers, heads, fused, look)
 
 
+class FalconDraft(nn.Module):
+    """A draft that says k tokens at once: from f_t and x_{t+1} it predicts f_{t+k}, and so x_{t+k+1}.
+
+    Places see each other within blocks of k, and all before; the last k places are a block. A recurrent layer and an
+    MLP follow.
+
+    Args:
+        hidden: width of the target.
+        block: k.
+        layers: decoder layers.
+        heads: attention heads.
+    """
+
+    def __init__(self, hidden: int, block: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.hidden, self.block = hidden, block
+        self.join = nn.Linear(2 * hidden, hidden)
+        self.body = decoder(hidden, layers, heads)
+        self.recurrent = nn.LSTM(hidden, hidden, batch_first=True)
+        self.mix = nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, hidden))
+
+    def forward(self, features: Tensor, embedded: Tensor, shift: int = 0) -> Tensor:
+        """Features k places on, from features of places t and embeddings of the tokens at t + 1, all [B, T, d].
+
+        Args:
+            features: of the target, or imagined.
+            embedded: the tokens after them.
+            shift: places that the blocks are moved to the left, for reading at other ends.
+        """
+        number = self.blocks(features.shape[1], shift, features.device)
+        seen = (number[None] <= number[:, None])[None, None]
+        joined = self.join(torch.cat([features, embedded], dim=-1))
+        hidden = self.body(inputs_embeds=joined, attention_mask=seen, use_cache=False).last_hidden_state
+        hidden = hidden + self.recurrent(hidden)[0]
+        found: Tensor = hidden + self.mix(hidden)
+        return found
+
+    def blocks(self, count: int, shift: int = 0, device: Any = None) -> Tensor:
+        """The number of the block that each of ``count`` places is in; the last k places are one."""
+        first = (-count) % self.block + shift
+        return (torch.arange(count, device=device) + first) // self.block
+
+    def first_guess(self, hidden_states: tuple[Tensor, ...], input_ids: Tensor, target: nn.Module) -> Tensor:
+        """Logits [B, T-k-1, V] of the tokens from number k + 1 on, each as the first of a block that ends before it."""
+        features, embedded = hidden_states[-1][:, :-2], embedding(target)(input_ids)[:, 1:-1]
+        count, k = features.shape[1], self.block
+        found = features.new_empty(len(features), count - k + 1, self.hidden)
+        for shift in range(k):
+            starts = torch.arange((-shift - (-count) % k) % k, count - k + 1, k, device=features.device)
+            found[:, starts] = self(features, embedded, shift)[:, starts]
+        logits: Tensor = output_layer(target)(found)
+        return logits
+
+    def drafter(self, target: nn.Module, shape: Shape, vocab_size: int | None) -> LevelsDrafter:
+        """Proposes chains or trees of the likeliest tokens of each block; a block follows the likeliest one before."""
+        embed, out = embedding(target), output_layer(target)
+
+        def levels(features: Tensor, row: list[int], depth: int) -> Tensor:
+            tokens = torch.tensor(row[1:], device=features.device)
+            found: list[Tensor] = []
+            # Before there is a whole block nothing is proposed.
+            while len(tokens) >= self.block and len(found) * self.block < depth:
+                imagined = self(features[None], embed(tokens)[None])[0, -self.block :]
+                found.append(out(imagined)[:, :vocab_size])
+                features = torch.cat([features, imagined])
+                tokens = torch.cat([tokens, found[-1].argmax(-1)])
+            return torch.cat(found)[:depth] if found else features.new_empty(0, 1)
+
+        return LevelsDrafter(levels, shape)
+
+
+@register("model", gives={"draft"})
+def falcon_draft(*, hidden: int, block: int = 2, layers: int = 1, heads: int = 4) -> FalconDraft:
+    """A semi-autoregressive draft on its target's features (Falcon, Gao et al. 2024, arXiv 2412.12639).
+
+    Args:
+        hidden: width of the target.
+        block: k, tokens for each of its forwards.
+        layers: decoder layers with relaxed causal attention, before a recurrent one.
+        heads: attention heads.
+
+    Raises:
+        UserError: the sizes do not go together.
+    """
+    if hidden % heads or layers < 1 or block < 2:
+        raise UserError(f"falcon_draft: hidden {hidden} must be a multiple of heads {heads}, layers 1, block 2 or more")
+    return FalconDraft(hidden, block, layers, heads)
+
+
 def decoder(hidden: int, layers: int, heads: int) -> Any:
     """Decoder layers with rotary positions that read embeddings, without a vocabulary of their own."""
     try:
