@@ -149,6 +149,8 @@ class Method:
     """True when a method that needs no data learns from it where the recipe has some."""
     truncated: ClassVar[bool] = False
     """True when the method can learn from a teacher's top k with their tail (``logits_topk``) as well."""
+    sampled: ClassVar[bool] = False
+    """True when the method can learn from tokens drawn from the teacher (``logits_sampled``) as well."""
     live: ClassVar[bool] = False
     """True when a step looks inside the teacher, so that stored outputs cannot stand for it."""
     same_view: ClassVar[bool] = True
