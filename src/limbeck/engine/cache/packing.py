@@ -1,4 +1,4 @@
-"""A truncated distribution in few bytes: k token ids, k probabilities and the mass of the rest in one fixed-size record.
+"""A truncated distribution in few bytes: k token ids, k probabilities and the rest's mass in one fixed-size record.
 
 The ids of a token are sorted and coded as Elias and Fano did: of each id the low ``l`` bits as they are, the rest as
 the distance from the one before in unary, ``k l + k + (V - 1) / 2^l`` bits in all (Elias, Efficient storage and

@@ -85,9 +85,7 @@ class CacheSpec:
                 f"{f'did you mean {hint}?' if hint else 'full, fp16, topk, packed or sampled'}"
             )
         if self.mode in ("topk", "packed") and (self.k is None or self.k < 1):
-            raise UserError(
-                f"cache mode {self.mode} needs k, the number of classes to keep, e.g. k: 32; got {self.k}"
-            )
+            raise UserError(f"cache mode {self.mode} needs k, the number of classes to keep, e.g. k: 32; got {self.k}")
         if not self.view_numbers or len(set(self.view_numbers)) != len(self.view_numbers):
             raise UserError(f"cache views must be a positive number or distinct view numbers, got {self.views}")
         if not self.temperature > 0:

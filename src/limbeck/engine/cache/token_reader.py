@@ -229,7 +229,9 @@ def live_value(signals: Mapping[str, Any], here: Tensor, classes: int) -> Tensor
     logits = signals.get("logits")
     if not isinstance(logits, Tensor) or logits.shape[:2] != here.shape:
         got = list(logits.shape) if isinstance(logits, Tensor) else ", ".join(sorted(signals)) or "nothing"
-        raise UserError(f"cache modes packed and sampled need logits [rows, tokens, vocabulary]; the teacher gives {got}")
+        raise UserError(
+            f"cache modes packed and sampled need logits [rows, tokens, vocabulary]; the teacher gives {got}"
+        )
     # What lies beyond the tokenizer's entries is padding, and no text has it.
     kept = logits[..., :classes][here]
     refuse_non_finite(kept, "logits")

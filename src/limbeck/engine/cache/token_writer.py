@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from limbeck.engine.cache.format import (
     shard_path,
     sync_directory,
 )
+from limbeck.engine.cache.packing import Packing
 from limbeck.engine.cache.reader import moved, remember_verified
 from limbeck.engine.cache.spec import CacheSpec, format_bytes
 from limbeck.engine.cache.token_reader import TokenCache, live_value
@@ -77,7 +79,9 @@ def fill_tokens(
     tokenizer = spec_of.tokenizer_hash or ""
     found = load_token_manifest(directory) if (directory / MANIFEST).exists() else None
     if found is not None:
-        owned(found, directory, teacher.hash, tokenizer)
+        own = spec_of.vocab_size or found.coding.classes
+        owned(found, directory, teacher.hash, tokenizer, min(own, found.coding.classes))
+        _same_coding(directory, found.coding, Coding.of(spec, found.coding.classes))
     todo = _Todo.of(directory, found, source, spec, batch_size)
     if found is None or todo.rows:
         filler = _Filler(directory, teacher, source, spec, progress, device)
@@ -87,6 +91,12 @@ def fill_tokens(
     for warning in cache.warnings:
         warnings.warn(warning, stacklevel=2)
     return cache
+
+
+def _same_coding(directory: Path, found: Coding, wanted: Coding) -> None:
+    if found != wanted:
+        here, there = (", ".join(f"{k} {v}" for k, v in c.model_dump().items() if v) for c in (wanted, found))
+        raise UserError(f"the teacher cache at {directory} holds {there}; wanted is {here}: use another directory")
 
 
 @dataclass
@@ -174,18 +184,20 @@ class _Filler:
     spec: CacheSpec
     progress: Callable[[int, int], None] | None
     device: torch.device | str | None
+    coding: Coding | None = None
 
     def write(self, found: TokenManifest | None, todo: _Todo, tokenizer: str, batch_size: int) -> None:
         """Ask the teacher for all missing rows and put them in place."""
         for left_over in self.directory.glob("*.tmp"):
             left_over.unlink()
         manifest, buffer, done, limit = _whole(self.directory, found), _Buffer(), todo.done, 0
-        for view, rows in todo.batches(lambda: self._size(manifest, batch_size)):
+        self.coding = manifest.coding if manifest is not None else None
+        for view, rows in todo.batches(partial(self._size, batch_size)):
             batch = moved(self.source.batch(rows, view), self.device)
             with torch.no_grad():
                 signals = self.teacher(batch)
             if manifest is None:
-                coding = Coding.of(self.spec, self._classes(signals))
+                coding = self.coding = Coding.of(self.spec, self._classes(signals))
                 manifest = TokenManifest(teacher=self.teacher.hash, tokenizer=tokenizer, coding=coding)
             self._add(buffer, manifest.coding, batch, signals)
             limit = limit or self._afford(manifest, buffer, todo)
@@ -197,12 +209,12 @@ class _Filler:
         if manifest is not None and (buffer.keys or found is None or len(found.shards) > len(manifest.shards)):
             self._flush(manifest, buffer) if buffer.keys else save_manifest(self.directory, manifest)
 
-    def _size(self, manifest: TokenManifest | None, batch_size: int) -> int:
+    def _size(self, batch_size: int) -> int:
         """Rows of the next batch: two while the vocabulary is not known."""
-        if manifest is None:
+        if self.coding is None:
             return min(2, batch_size)
         length = (self.source.spec.shape or (1,))[0]
-        return max(1, min(batch_size, _LOGITS // (length * manifest.coding.classes)))
+        return max(1, min(batch_size, _LOGITS // (length * self.coding.classes)))
 
     def _classes(self, signals: dict[str, Any]) -> int:
         """Width of the distributions: the teacher's, without padding beyond the tokenizer's entries."""
@@ -224,7 +236,9 @@ class _Filler:
         sizes = here.sum(1).cpu()
         value = live_value(signals, here, coding.classes)
         if coding.kind == "sampled" and not isinstance(value, Tensor):
-            raise UserError("cache mode sampled draws from whole distributions, and this teacher tells its likeliest tokens")
+            raise UserError(
+                "cache mode sampled draws from whole distributions, and this teacher tells its likeliest tokens"
+            )
         names = torch.as_tensor(keys[:, 0].copy()).repeat_interleave(sizes).to(here.device)
         parts = [coding.encode(*piece) for piece in _pieces(value, names, here.nonzero()[:, 1], coding.classes)]
         counts = sizes.numpy().astype("<u4")
@@ -264,7 +278,7 @@ class _Filler:
     def _leaner(self, coding: Coding, todo: _Todo, each: float, there: int) -> str:
         room = (self.spec.budget_bytes - there - len(todo.rows) * _ROW_BYTES) / max(todo.tokens, 1)
         if coding.kind == "packed":
-            fits = [k for k in range(1, coding.k) if coding.model_copy(update={"k": k}).widths[0] <= room]
+            fits = [k for k in range(1, coding.k) if Packing(coding.classes, k, coding.bits).bytes <= room]
             return f"k up to {fits[-1]} would fit" if fits else "no k fits: raise the budget"
         return f"fewer draws would fit: {room:.0f} bytes a token are left for them"
 

@@ -4,8 +4,8 @@ An entry is named by a hash of its tokens and of which of them are learnt; paddi
 data with the same rows, in any order, and one that was filled for some data is completed for other data by the rows
 that are new. Only positions whose next token is learnt are stored.
 
-A shard is, each part from a multiple of 64 bytes on: the names of its rows (16 bytes each), how many tokens each has and
-how many entries (uint32), the records of all tokens, the entries of all tokens (of draws, see
+A shard is, each part from a multiple of 64 bytes on: the names of its rows (16 bytes each), how many tokens and entries
+each has (two uint32), the records of all tokens, the entries of all tokens (of draws, see
 :mod:`~limbeck.engine.cache.draws`; packed ones, see :mod:`~limbeck.engine.cache.packing`, have none).
 """
 
@@ -77,7 +77,9 @@ class Coding(Frozen):
     @property
     def widths(self) -> tuple[int, int]:
         """Bytes of a token's record and of one of its entries."""
-        return (self.packing.bytes, 0) if self.kind == "packed" else (self.drawing.token_bytes, self.drawing.entry_bytes)
+        return (
+            (self.packing.bytes, 0) if self.kind == "packed" else (self.drawing.token_bytes, self.drawing.entry_bytes)
+        )
 
     def encode(self, value: Tensor | TopK, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Records of tokens, their entries, and each token's facts: uint8 [n, w], uint8 [e, w'], float64 [n, 3].
@@ -158,7 +160,8 @@ def row_keys(batch: Mapping[str, Any]) -> np.ndarray:
     marks = learnt(batch).cpu().numpy()
     given = batch.get("attention_mask")
     real = np.ones_like(marks) if given is None else given.cpu().numpy().astype(bool)
-    digests = [_digest(row[here].tobytes(), mark[here].tobytes()) for row, mark, here in zip(tokens, marks, real)]
+    rows = zip(tokens, marks, real, strict=True)
+    digests = [_digest(row[here].tobytes(), mark[here].tobytes()) for row, mark, here in rows]
     return np.frombuffer(b"".join(digests), "<i8").reshape(-1, 2)
 
 
@@ -272,4 +275,3 @@ def owned(manifest: TokenManifest, directory: Path, teacher: str, tokenizer: str
             f"{where} is foreign: its distributions are over {coding.classes} tokens, here there are {classes}: "
             "fill a new one"
         )
-

@@ -309,6 +309,11 @@ def _reserve(file: BinaryIO, size: int) -> None:
 
 
 def check_disk(directory: Path, size: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        UserError: says what is needed and what is free.
+    """
     existing = next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if size > free:
@@ -317,6 +322,7 @@ def check_disk(directory: Path, size: int) -> None:
 
 @contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
+    """Say of a disk that is full in a line what to do; other errors pass."""
     try:
         yield
     except OSError as error:
