@@ -53,7 +53,7 @@ def read_documents(path: Path, field: str = "text") -> list[str]:
     """
     if not str(path).endswith((".jsonl", ".jsonl.gz")):
         return [_read(path)]
-    return [_field(row, field, path, line) for line, row in _rows(path)]
+    return [_field(row, field, path, line) for line, row in json_lines(path)]
 
 
 def read_pairs(path: Path, prompt_field: str, completion_field: str) -> list[tuple[str, str]]:
@@ -65,7 +65,8 @@ def read_pairs(path: Path, prompt_field: str, completion_field: str) -> list[tup
     if not str(path).endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"{path}: prompts and completions are read from .jsonl or .jsonl.gz")
     return [
-        (_field(row, prompt_field, path, line), _field(row, completion_field, path, line)) for line, row in _rows(path)
+        (_field(row, prompt_field, path, line), _field(row, completion_field, path, line))
+        for line, row in json_lines(path)
     ]
 
 
@@ -81,7 +82,12 @@ def _read(path: Path) -> str:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects of a JSON-lines file, each with the number of its line.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, or a line is no JSON object.
+    """
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue

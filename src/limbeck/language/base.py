@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -9,9 +10,17 @@ from torch import Tensor, nn
 
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
 from limbeck.errors import UserError
-from limbeck.language.losses import cut, scored, shared_vocabulary, shift, token_divergence, token_term
+from limbeck.language.losses import (
+    cut,
+    scored,
+    shared_vocabulary,
+    shift,
+    token_divergence,
+    token_term,
+    truncated_divergence,
+)
 from limbeck.models.forward import Signals, forward
-from limbeck.truncated import TopK, truncated_kl
+from limbeck.truncated import TopK
 
 
 class TokenMethod(Method):
@@ -21,10 +30,11 @@ class TokenMethod(Method):
     another width is cut to the tokens that both know; one with another tokenizer is refused.
 
     Args:
-        direction: the divergence. A stored top-k teacher has ``forward`` and ``reverse``.
+        direction: the divergence. Of a stored top-k teacher it is taken over its tokens and one bucket for the rest.
         temperature: divides both logits; 1 suits language models.
         beta: of ``jsd``; 0 is forward, 1 reverse.
         skew: of the skewed ones.
+        order: of the ``alpha``-divergence; 1 is forward, 0 reverse.
         reduction: mean over tokens, over sequences' means, or sum over a constant length.
         max_len: that constant; by default the number of predictions in a full row.
     """
@@ -34,10 +44,13 @@ class TokenMethod(Method):
     def __init__(
         self,
         *,
-        direction: Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"] = "forward",
+        direction: Literal[
+            "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "alpha", "hellinger"
+        ] = "forward",
         temperature: float = 1.0,
         beta: float = 0.5,
         skew: float = 0.1,
+        order: float = 0.5,
         reduction: Literal["token_mean", "seq_mean", "max_len"] = "token_mean",
         max_len: int | None = None,
     ) -> None:
@@ -45,6 +58,7 @@ class TokenMethod(Method):
         self.temperature = temperature
         self.beta = beta
         self.skew = skew
+        self.order = order
         self.reduction: Any = reduction
         self.max_len = max_len
 
@@ -103,33 +117,28 @@ class TokenMethod(Method):
             signals: the teacher's on the same rows: ``logits`` [B, T, V'] or ``logits_topk``.
             role: which teacher it is.
         """
+        shape: Any = {"beta": self.beta, "skew": self.skew, "alpha": self.order}
         if "logits_topk" in signals:
-            return self._truncated(logits, signals["logits_topk"])
+            topk = self._shifted(signals["logits_topk"], logits.shape[-1])
+            return truncated_divergence(cut(logits, topk.classes or logits.shape[-1]), topk, self.direction, **shape)
         student, teacher = self.alike(logits, signals.logits[:, :-1], role)
-        return token_divergence(
-            student,
-            teacher,
-            direction=self.direction,
-            temperature=self.temperature,
-            beta=self.beta,
-            skew=self.skew,
-        )
+        return token_divergence(student, teacher, direction=self.direction, temperature=self.temperature, **shape)
 
     def alike(self, logits: Tensor, theirs: Tensor, role: str = "teacher") -> tuple[Tensor, Tensor]:
         """Both logits cut to the tokens that student and teacher share."""
         width = self.shared(logits.shape[-1], theirs.shape[-1], role)
         return cut(logits, width), cut(theirs, width)
 
-    def _truncated(self, logits: Tensor, topk: TopK) -> Tensor:
-        if self.direction not in ("forward", "reverse"):
-            raise UserError(f"a stored top-k teacher has direction forward or reverse, not {self.direction}")
-        width = topk.classes or logits.shape[-1]
-        if width > logits.shape[-1]:
-            says = f"the stored top-k teacher has {width} tokens, the student {logits.shape[-1]}"
+    def _shifted(self, topk: TopK, own: int) -> TopK:
+        """A stored teacher's predictions of all but the first token, if they fit a student of ``own`` tokens."""
+        if topk.classes is not None and topk.classes > own:
+            says = f"the stored top-k teacher has {topk.classes} tokens, the student {own}"
             raise UserError(f"{says}: a truncated distribution cannot be cut, so store it at the student's width")
+        if not math.isclose(topk.temperature, self.temperature, rel_tol=1e-6):
+            says = f"the stored top-k teacher was cut at temperature {topk.temperature:g}, not {self.temperature:g}"
+            raise UserError(f"{says}: the shape of its tail is unknown, so fill the cache again")
         here = (slice(None), slice(None, -1))
-        shifted = TopK(topk.indices[here], topk.logprobs[here], topk.log_tail[here], topk.temperature, topk.classes)
-        return truncated_kl(cut(logits, width), shifted, self.direction, self.temperature) * self.temperature**2
+        return TopK(topk.indices[here], topk.logprobs[here], topk.log_tail[here], topk.temperature, topk.classes)
 
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """Adds the sequences that have a token to learn, which ``seq_mean`` divides by."""

@@ -146,7 +146,7 @@ class Stored(nn.Module):
         return Signals(logits_topk=topk_of(logits, self.k, self.temperature))
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "tvd", "jsd"])
 def test_a_stored_teacher_of_all_tokens_is_the_live_teacher(data, direction):
     method, batch = ready(data, direction=direction, temperature=2.0), batch_of(data)
     live = method.terms(batch)["kd"]
@@ -157,9 +157,9 @@ def test_a_stored_teacher_of_all_tokens_is_the_live_teacher(data, direction):
 
 
 def test_what_a_stored_teacher_cannot_do_is_refused(data):
-    method, batch = ready(data, direction="tvd"), batch_of(data)
+    method, batch = ready(data, temperature=2.0), batch_of(data)
     method.teachers["teacher"] = Stored(method.teacher.module, 4, 1.0)
-    with pytest.raises(UserError, match="forward or reverse, not tvd"):
+    with pytest.raises(UserError, match="cut at temperature 1, not 2"):
         method.terms(batch)
     wide = ready(data, extra=3)
     wide.teachers["teacher"] = Stored(wide.teacher.module, 4, 1.0)

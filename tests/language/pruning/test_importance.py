@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch import nn
 
+from limbeck.errors import UserError
 from limbeck.language.pruning import (
     Importance,
     angular_distances,
@@ -19,7 +20,6 @@ from limbeck.language.pruning import (
     without_span,
 )
 from limbeck.language.pruning.choice import Cut, choose, cut_out, target_shape
-from limbeck.errors import UserError
 
 LLAMA = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
 

@@ -155,7 +155,7 @@ def test_the_smaller_model_loads_in_plain_transformers(model, tmp_path):
 
 def test_what_cannot_be_cut_is_refused():
     bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2))
-    with pytest.raises(UserError, match="BloomForCausalLM.*gpt2, llama"):
+    with pytest.raises(UserError, match=r"BloomForCausalLM.*gpt2, llama"):
         shape_of(bloom)
     model = network("gpt2")
     with pytest.raises(UserError, match="12 channels need 3 heads, not 4"):

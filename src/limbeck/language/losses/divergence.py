@@ -215,12 +215,12 @@ def tempered_divergence(
         ValueError: the shapes differ, a temperature is not positive, or a parameter is out of range.
     """
     same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    heat = torch.as_tensor(temperature, device=student_logits.device)
-    if not bool((heat > 0).all()):
+    if isinstance(temperature, Tensor):
+        same_shape(temperature=temperature, tokens=student_logits[..., 0])
+    # Of one number this is known without waiting for an accelerator.
+    if not (bool((temperature > 0).all()) if isinstance(temperature, Tensor) else temperature > 0):
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if heat.ndim:
-        same_shape(temperature=heat, tokens=student_logits[..., 0])
-    each = heat[..., None] if heat.ndim else temperature
+    each = temperature[..., None] if isinstance(temperature, Tensor) else temperature
     log_p, log_q = log_softmax(teacher_logits, each), log_softmax(student_logits, each)
     value = divergence(log_p, log_q, direction, beta=beta, skew=skew, alpha=alpha)
     return value * temperature**2 if scale else value

@@ -28,7 +28,9 @@ class GKD(RolloutMethod):
     def __init__(
         self,
         *,
-        direction: Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"] = "jsd",
+        direction: Literal[
+            "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "alpha", "hellinger"
+        ] = "jsd",
         data_weight: float = 0.0,
         **rest: Any,
     ) -> None:

@@ -7,6 +7,7 @@ distillation, 2410.09982), or evenly.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def block_influence(model: nn.Module, batches: Batches) -> Tensor:
     """``1 - cos(in, out)`` of each block [L], the mean over all tokens that are no padding."""
     total, tokens = torch.zeros(shape_of(model).layers, dtype=torch.float64), 0
     for states, mask in _states(model, batches):
-        apart = [1 - F.cosine_similarity(a, b, dim=-1) for a, b in zip(states[:-1], states[1:], strict=True)]
+        apart = [1 - F.cosine_similarity(a, b, dim=-1) for a, b in itertools.pairwise(states)]
         total += torch.stack([(values * mask).sum() for values in apart]).cpu()
         tokens += int(mask.sum())
     return total / tokens

@@ -38,7 +38,9 @@ class Importance:
 
 
 @torch.no_grad()
-def importance(model: nn.Module, batches: Batches, *, sequence: Aggregate = "l2", batch: Aggregate = "mean") -> Importance:
+def importance(
+    model: nn.Module, batches: Batches, *, sequence: Aggregate = "l2", batch: Aggregate = "mean"
+) -> Importance:
     """Scores by the size of activations: what norms give of a channel, what a head gives, what a neuron gives.
 
     A neuron's activation is its absolute value, a head's the norm of its output; a group's score is the sum of its

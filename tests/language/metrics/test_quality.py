@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.data.arithmetic import arithmetic
 from limbeck.data.text import text
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
-from limbeck.language.metrics import exact_match, final_number, perplexity, sample_texts
+from limbeck.language.metrics.quality import perplexity
+from limbeck.language.metrics.texts import sample_texts
 from limbeck.metrics.base import Evaluation, evaluate
 from limbeck.models.causal import causal_lm
 
@@ -120,48 +120,3 @@ def test_judging_leaves_the_mode_of_the_model(data):
 def test_both_metrics_are_the_defaults_of_language(data):
     scores = evaluate(judged(network(data), data))
     assert {"perplexity", "bits_per_token"} <= set(scores.values) and "texts" in scores.details
-
-
-# -- exact match -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("7+8=15 3+4+1=8 =85", 85.0),
-        ("so he has 3. #### 1,200", 1200.0),
-        ("it is -2.5 degrees", -2.5),
-        ("none at all", None),
-    ],
-)
-def test_the_answer_is_the_last_number(text, number):
-    assert final_number(text) == number
-
-
-class Reciter(nn.Module):
-    """Knows some rows by heart and says their tokens; after anything else it says zeros."""
-
-    def __init__(self, rows, vocab):
-        super().__init__()
-        self.rows, self.vocab = [r.tolist() for r in rows], vocab
-
-    def forward(self, input_ids, attention_mask):
-        logits = torch.zeros(*input_ids.shape, self.vocab)
-        for b, row in enumerate(input_ids.tolist()):
-            for t in range(len(row)):
-                known = next((r for r in self.rows if r[: t + 1] == row[: t + 1] and t + 1 < len(r)), None)
-                logits[b, t, known[t + 1] if known else 3] = 9.0
-        return logits
-
-
-def test_exact_match_is_the_share_of_prompts_that_are_answered_rightly():
-    data = arithmetic(train_size=4, test_size=6, digits=1)
-    known = data.test.batch(torch.arange(4))["input_ids"]
-    model = Reciter(known, data.spec.vocab_size)
-    scores = exact_match(Evaluation(model, data.spec, data.test, data.train, None), samples=6)
-    assert scores.values["exact_match"] == pytest.approx(4 / 6)
-
-
-def test_exact_match_wants_answers(data):
-    with pytest.raises(UserError, match="no number"):
-        exact_match(judged(network(data), data), samples=2)
