@@ -120,6 +120,7 @@ class Parts:
         offers: what a part may ask for by name when a method builds one (``registry.build(..., offers=parts.offers)``).
         streams: the training sources by name, for the few methods that look at the data before they start.
         quiet: whether the run shows no progress.
+        held_out: the validation sources by name, for the few that choose a number on them.
     """
 
     student: nn.Module
@@ -128,6 +129,7 @@ class Parts:
     offers: Mapping[str, Any] = field(default_factory=dict)
     streams: Mapping[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    held_out: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method:
