@@ -245,8 +245,9 @@ def _train_phase(
 
 def _parts(stored: Stored, teachers: Mapping[str, Teacher], ingredients: Ingredients) -> Parts:
     streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
+    held_out = {name: data.val for name, data in ingredients.data.items() if data.val is not None}
     offers, spec = ingredients.offers, ingredients.main.spec
-    return Parts(stored.module, dict(teachers), spec, offers, streams, ingredients.quiet)
+    return Parts(stored.module, dict(teachers), spec, offers, streams, ingredients.quiet, held_out)
 
 
 def _to_train_with(teacher: Teacher, fabric: Fabric) -> Teacher:

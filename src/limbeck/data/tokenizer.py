@@ -57,6 +57,15 @@ def symbol_tokenizer(symbols: str, end: str) -> Any:
     )
 
 
+def known_words(words: Iterable[str]) -> Any:
+    """A tokenizer with one token per word, for texts whose words are known and stand between spaces."""
+    tokenizers, _ = _text_extra()
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNK, *sorted(set(words))])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNK))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return _fast(backend, unk_token=UNK)
+
+
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer of at most ``vocab_size`` tokens learnt from ``texts``; it knows every character.
 

@@ -115,8 +115,12 @@ class Train(Fields):
 class Cache(Fields):
     """Teacher outputs stored once and read in training."""
 
-    mode: Literal["full", "fp16", "topk"] = key("fp16", "what is kept of each output")
-    k: PositiveInt = key(50, "classes or tokens kept by mode topk, beside the tail")
+    mode: Literal["full", "fp16", "topk", "packed", "sampled"] = key("fp16", "what is kept of each output")
+    k: PositiveInt = key(50, "classes or tokens kept by modes topk and packed, beside the tail")
+    bits: PositiveInt = key(5, "of a probability in mode packed, 2 to 16")
+    draws: PositiveInt = key(50, "tokens drawn by mode sampled, with replacement")
+    proposal: float = key(1.0, "exponent of the distribution that mode sampled draws from; 1 is the teacher's own")
+    seed: Natural = key(0, "of the draws of mode sampled")
     views: PositiveInt = key(1, "augmented views of each sample")
     budget: str = key("4GB", "largest size on disk, such as 2GB")
     verify: Natural = key(8, "samples compared with the live teacher on opening")
