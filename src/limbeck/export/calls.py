@@ -62,7 +62,9 @@ class Call:
 def example_rows(source: Source) -> dict[str, Tensor]:
     """The first rows of a source, as far as they go into a model: real inputs to try exports on."""
     batch = source.batch(torch.arange(min(ROWS, len(source))))
-    return {name: batch[name].cpu().contiguous() for name in FIELDS if name in batch}
+    found = {name: batch[name].cpu().contiguous() for name in FIELDS if name in batch}
+    # Rows of several texts: each text is an input of its own.
+    return {k: v.flatten(0, 1)[:ROWS] if k in FIELDS[1:] and v.dim() == 3 else v for k, v in found.items()}
 
 
 def call_of(stored: Stored, rows: Mapping[str, Tensor] | None = None) -> Call:

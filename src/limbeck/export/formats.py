@@ -19,6 +19,7 @@ from limbeck.export.calls import Call, call_of
 from limbeck.export.onnx import export_onnx
 from limbeck.export.onnx import packages as onnx_packages
 from limbeck.export.programs import export_program
+from limbeck.export.sentence_transformers import export_sentence_transformers, refuse_encoder
 from limbeck.export.store import Stored
 from limbeck.export.transformers import export_transformers
 from limbeck.registry import nearest
@@ -40,9 +41,10 @@ FORMATS = {
     "onnx": Format("model.onnx", lambda call, stored, source, target: export_onnx(call, target)),
     "torch_export": Format("model.pt2", lambda call, stored, source, target: export_program(call, target)),
     "transformers": Format("transformers", export_transformers),
+    "sentence_transformers": Format("sentence_transformers", export_sentence_transformers),
     "diffusers": Format("diffusers", lambda call, stored, source, folder: _saves_pipelines(stored)(folder)),
 }
-FOLDERS = ("transformers", "diffusers")
+FOLDERS = ("transformers", "sentence_transformers", "diffusers")
 """Formats that are a folder and not a file."""
 
 
@@ -78,6 +80,8 @@ def refuse_early(stored: Stored, formats: Iterable[str]) -> None:
             raise UserError(f"export: {format}: the student is a set of images, which is delivered as images.npz")
         if format == "transformers" and not store.is_transformers(stored.module):
             raise UserError(f"export: transformers: the student '{stored.block.name}' is no transformers model")
+        if format == "sentence_transformers":
+            refuse_encoder(stored)
         if format == "diffusers":
             _saves_pipelines(stored)
         if format == "onnx":
