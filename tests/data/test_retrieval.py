@@ -71,7 +71,9 @@ def test_a_score_file_gives_the_teachers_scores(tmp_path):
     file.write_text("".join(f"{q}\t{d}\t{s}\n" for (q, d), s in table.items()))
     assert read_scores(file) == table
     lines = tmp_path / "scores.jsonl"
-    lines.write_text("".join(json.dumps({"query_id": q, "document_id": d, "score": s}) + "\n" for (q, d), s in table.items()))
+    lines.write_text(
+        "".join(json.dumps({"query_id": q, "document_id": d, "score": s}) + "\n" for (q, d), s in table.items())
+    )
     assert read_scores(lines) == table
     plain, scored = retrieval(**SMALL), retrieval(**SMALL, scores=file)
     batch = scored.train.batch(torch.arange(6), 2)
@@ -79,7 +81,9 @@ def test_a_score_file_gives_the_teachers_scores(tmp_path):
     documents = scored.train._rows.documents(torch.arange(6), 2)
     queries = scored.train._rows.pairs[:6, 0]
     there = [q for q in list(made.queries)[:20] if made.relevance[q]]
-    wanted = [[table[there[q], f"d{d}"] for d in row] for q, row in zip(queries.tolist(), documents.tolist(), strict=True)]
+    wanted = [
+        [table[there[q], f"d{d}"] for d in row] for q, row in zip(queries.tolist(), documents.tolist(), strict=True)
+    ]
     torch.testing.assert_close(batch["teacher_scores"], torch.tensor(wanted))
 
 

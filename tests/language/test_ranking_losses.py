@@ -54,7 +54,10 @@ def both(peer, ours, targets):
     """Value and gradient of a loss of sentence-transformers and of ours, on the same encoder and texts."""
     model, texts = Encoder(), columns()
     found = []
-    for loss in (lambda: peer(model)(texts, targets), lambda: ours(torch.stack([model(t)["sentence_embedding"] for t in texts], 1))):
+    for loss in (
+        lambda: peer(model)(texts, targets),
+        lambda: ours(torch.stack([model(t)["sentence_embedding"] for t in texts], 1)),
+    ):
         model.zero_grad()
         value = loss()
         value.backward()
@@ -64,8 +67,7 @@ def both(peer, ours, targets):
 
 @pytest.fixture(scope="module")
 def peers():
-    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
-    return losses
+    return pytest.importorskip("sentence_transformers.sentence_transformer.losses")
 
 
 def test_margin_mse_is_that_of_sentence_transformers(peers):
@@ -93,7 +95,9 @@ def test_squared_vectors_are_the_mse_of_sentence_transformers(peers):
     targets = torch.randn(5, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     peer = peers.MSELoss(model)(texts, targets)
     (its,) = torch.autograd.grad(peer, [model.linear.weight])
-    ours = vector_l2(model(texts[0])["sentence_embedding"], targets, squared=True).mean() / 3  # theirs is per coordinate
+    ours = (
+        vector_l2(model(texts[0])["sentence_embedding"], targets, squared=True).mean() / 3
+    )  # theirs is per coordinate
     (own,) = torch.autograd.grad(ours, [model.linear.weight])
     torch.testing.assert_close(peer, ours)
     torch.testing.assert_close(its, own)

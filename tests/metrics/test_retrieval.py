@@ -112,7 +112,9 @@ def test_whole_vectors_are_the_last_point_of_the_curve(data):
 def test_sparsity_counts(data):
     model = made(data, sparse_encoder).eval()
     judged = data.test.collection
-    q, d = ((model.encode(*texts[torch.arange(len(texts))])[0] > 0).double() for texts in (judged.queries, judged.documents))
+    q, d = (
+        (model.encode(*texts[torch.arange(len(texts))])[0] > 0).double() for texts in (judged.queries, judged.documents)
+    )
     values = judge(evaluation(data, model), ["sparsity"]).values
     assert values["active_query"] == pytest.approx(q.sum(1).mean().item())
     pairs = [(q[i] * d[j]).sum().item() for i in range(len(q)) for j in range(len(d))]
@@ -132,7 +134,9 @@ def test_correlation_of_pairs():
         batch = pairs.test.batch(torch.arange(30))
         given = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         said = (
-            torch.cosine_similarity(*given["embedding"].unbind(1), dim=-1) if "embedding" in given else given["logits"][:, 0]
+            torch.cosine_similarity(*given["embedding"].unbind(1), dim=-1)
+            if "embedding" in given
+            else given["logits"][:, 0]
         )
         wanted = torch.corrcoef(torch.stack([said, batch["score"]]))[0, 1].item()
         assert values["pearson"] == pytest.approx(wanted, abs=1e-5)

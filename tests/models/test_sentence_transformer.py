@@ -38,7 +38,13 @@ def own_vectors(data, model):
 
 @pytest.mark.parametrize(
     "options",
-    [{"dim": 6}, {"dim": 6, "bias": True, "normalize": True}, {"pooling": "cls"}, {"pooling": "last"}, {"pooling": "max"}],
+    [
+        {"dim": 6},
+        {"dim": 6, "bias": True, "normalize": True},
+        {"pooling": "cls"},
+        {"pooling": "last"},
+        {"pooling": "max"},
+    ],
 )
 def test_a_student_loads_in_sentence_transformers_and_back(data, tmp_path, options):
     library = pytest.importorskip("sentence_transformers")

@@ -148,7 +148,9 @@ class _Columns:
             value = None if self.score is None else _number(row[self.score], path, number) / self.scale
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{path} pair {number}: the score {row[self.score]} is not from 0 to {self.scale:g}")  # type: ignore[index]
-            found.append(Pair(row[self.first], row[self.second], value, None if self.label is None else row[self.label]))
+            found.append(
+                Pair(row[self.first], row[self.second], value, None if self.label is None else row[self.label])
+            )
         return found
 
 

@@ -60,7 +60,9 @@ class TextRows:
         tokenizer: turns the ids back into text.
         facts: what else the rows depend on, for the fingerprint.
         collection: what retrieval is judged on.
-        pairs: what similarity of pairs is judged on: whether ``score`` is among the columns.
+
+    Attributes:
+        pairs: whether rows are pairs whose similarity can be judged, by their ``score``.
     """
 
     def __init__(
@@ -167,10 +169,7 @@ def words_of(kind: Kind, path: Path | None, texts: Sequence[str], vocab_size: in
     """
     if context < 4:
         raise UserError(f"texts need a context of at least 4 tokens, not {context}")
-    if path is not None:
-        made = tokenizers.load_tokenizer(path)
-    else:
-        made = tokenizers.marked(_made(kind, texts, vocab_size))
+    made = tokenizers.load_tokenizer(path) if path else tokenizers.marked(_made(kind, texts, vocab_size))
     # What others who load the tokenizer cut texts at.
     made.model_max_length = context
     return Words(made, context)

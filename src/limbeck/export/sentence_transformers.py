@@ -44,7 +44,9 @@ def refuse_encoder(stored: Stored) -> Any:
     if not hasattr(encoder, "pooling") or not hasattr(encoder, "backbone"):
         raise UserError(f"export: sentence_transformers: the student '{stored.block.name}' is no text encoder")
     if encoder.top_layers > 1:
-        raise UserError("export: sentence_transformers pools the last layer alone, and the student several (top_layers)")
+        raise UserError(
+            "export: sentence_transformers pools the last layer alone, and the student several (top_layers)"
+        )
     return encoder
 
 
@@ -101,9 +103,7 @@ def write_folder(encoder: Any, source: Path, folder: Path) -> None:
         modules.append(("Dense", _dense(folder, len(modules), encoder.dense)))
     if encoder.normalize:
         modules.append(("Normalize", _module(folder, len(modules), "Normalize", {})))
-    listed = [
-        {"idx": i, "name": str(i), "path": path, "type": TYPES[kind]} for i, (kind, path) in enumerate(modules)
-    ]
+    listed = [{"idx": i, "name": str(i), "path": path, "type": TYPES[kind]} for i, (kind, path) in enumerate(modules)]
     (folder / MODULES).write_text(json.dumps(listed, indent=2), encoding="utf8")
     similarity = "cosine" if encoder.similarity == "cosine" else "dot"
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": similarity})

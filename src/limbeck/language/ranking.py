@@ -1,4 +1,4 @@
-"""What methods of rankers and text encoders share: the scores of a batch's lists, by the student and by its teachers."""
+"""What methods of rankers and text encoders share: the scores of a batch's lists, by student and teachers."""
 
 from __future__ import annotations
 

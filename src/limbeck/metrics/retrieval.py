@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -159,8 +159,8 @@ def asymmetric_retrieval(evaluation: Evaluation) -> Scores:
 def small_vectors(evaluation: Evaluation, *, dims: tuple[int, ...] = (8, 16, 32)) -> Scores:
     """Retrieval with vectors that take less room: only their first coordinates, 8 bits or one bit per coordinate.
 
-    Vectors are cut first and scaled to length 1 after that. ``truncated_ndcg_10`` is the mean over ``dims`` (those above
-    the vectors' dimension are left out); the details have the curve.
+    Vectors are cut first and scaled to length 1 after that. ``truncated_ndcg_10`` is the mean over ``dims`` (those
+    above the vectors' dimension are left out); the details have the curve.
 
     Args:
         evaluation: what is judged.
@@ -333,10 +333,9 @@ def vectors(evaluation: Evaluation, model: Any, texts: Texts) -> Tensor:
 
 
 def _encode(evaluation: Evaluation, model: Any, texts: Texts) -> tuple[Tensor, ...]:
-    parts: list[Sequence[Tensor]] = []
+    batches = torch.arange(len(texts)).split(evaluation.batch_size)
     with torch.inference_mode(), evaluating(model):
-        for rows in torch.arange(len(texts)).split(evaluation.batch_size):
-            parts.append(model.encode(*(x.to(evaluation.device) for x in texts[rows])))
+        parts = [model.encode(*(x.to(evaluation.device) for x in texts[rows])) for rows in batches]
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 

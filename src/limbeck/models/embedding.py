@@ -139,7 +139,7 @@ class SparseEncoder(Scorer):
 
 
 class LateInteraction(Scorer):
-    """ColBERT (Khattab and Zaharia 2020, arXiv 2004.12832): every token of a query is matched to its best in a document.
+    """ColBERT (Khattab and Zaharia 2020, arXiv 2004.12832): a query's every token is matched to its best in a document.
 
     Args:
         backbone: a transformer.
@@ -382,9 +382,7 @@ def sparse_encoder(
         dropout: on embeddings, residuals and attention.
         data: the built data; gives the padding token.
     """
-    return SparseEncoder(
-        bert("BertForMaskedLM", hidden, layers, heads, vocab_size, context, dropout, "sdpa", data)
-    )
+    return SparseEncoder(bert("BertForMaskedLM", hidden, layers, heads, vocab_size, context, dropout, "sdpa", data))
 
 
 @register("model", gives={"logits"})
@@ -411,7 +409,9 @@ def late_interaction(
         dropout: on embeddings, residuals and attention.
         data: the built data; gives the padding token.
     """
-    return LateInteraction(bert("BertModel", hidden, layers, heads, vocab_size, context, dropout, "sdpa", data), dim=dim)
+    return LateInteraction(
+        bert("BertModel", hidden, layers, heads, vocab_size, context, dropout, "sdpa", data), dim=dim
+    )
 
 
 @register("model", gives={"logits"})

@@ -143,7 +143,9 @@ def _pooling(place: Path, config: Mapping[str, Any]) -> str:
     found = [NAMES.get(m, m) for m in ([new] if isinstance(new, str) else new or ())]
     found += [MODES.get(k, k) for k, v in config.items() if k.startswith("pooling_mode_") and v is True]
     if len(found) != 1 or found[0] not in POOLING:
-        raise UserError(f"{place}: pooling by {', '.join(found) or 'nothing'}; what can be read is {', '.join(POOLING)}")
+        raise UserError(
+            f"{place}: pooling by {', '.join(found) or 'nothing'}; what can be read is {', '.join(POOLING)}"
+        )
     return found[0]
 
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from rankers import assert_cut_free, batch_of, network, outputs, pairs, ready, total
 
 from limbeck.data.base import DataSpec
 from limbeck.engine.method import Parts
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
 from limbeck.language.methods.dse import DSE
+from toolkit.rankers import assert_cut_free, batch_of, network, outputs, pairs, ready, total
 
 
 def made(classes=3, alpha=0.5):

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 from limbeck.data.retrieval import retrieval
 from limbeck.errors import UserError
 from limbeck.language.methods.leaf import Leaf
+from toolkit.rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 
 def made(dim=10, **arguments):
@@ -27,7 +27,9 @@ def test_the_loss_is_the_cards_formula(squared, normalize):
 
 
 def test_plain_texts_are_enough():
-    data = retrieval(corpus="catalogue", documents=20, queries=10, test_queries=5, negatives=3, context=12, rows="texts")
+    data = retrieval(
+        corpus="catalogue", documents=20, queries=10, test_queries=5, negatives=3, context=12, rows="texts"
+    )
     student, teacher = network(data, "text", 0, dim=10), network(data, "text", 1, dim=10)
     method, batch = ready(Leaf(), data, student, teacher=("embedding", teacher)), data.train.batch(torch.arange(6))
     s, t = outputs(student, batch, "embedding"), outputs(teacher, batch, "embedding")
@@ -51,5 +53,5 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_a_finite_gradient():
 
 
 def test_another_dimension_is_refused_before_training():
-    with pytest.raises(UserError, match="10 dimensions, the teacher's 7: .* student.dim: 7"):
+    with pytest.raises(UserError, match=r"10 dimensions, the teacher's 7: .* student\.dim: 7"):
         made(dim=7)

@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
-from rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 from limbeck.engine.method import Clock
 from limbeck.language.methods.listwise_rank import ListwiseRank
+from toolkit.rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 MATCHES = ["listwise", "ranknet", "lambda"]
 

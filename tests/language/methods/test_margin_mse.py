@@ -1,11 +1,11 @@
 import pytest
 import torch
-from rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 from limbeck.data.retrieval import retrieval
 from limbeck.engine.method import Parts
 from limbeck.errors import UserError
 from limbeck.language.methods.margin_mse import MarginMSE
+from toolkit.rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 
 def made(**arguments):
@@ -71,7 +71,9 @@ def test_it_brings_the_students_order_to_the_teachers():
 
 
 def test_plain_texts_are_refused():
-    data = retrieval(corpus="catalogue", documents=20, queries=10, test_queries=5, negatives=3, context=12, rows="texts")
+    data = retrieval(
+        corpus="catalogue", documents=20, queries=10, test_queries=5, negatives=3, context=12, rows="texts"
+    )
     method = ready(MarginMSE(), data, network(data, "text", 0), teacher=("logits", network(data, "text", 1)))
     with pytest.raises(UserError, match="needs rows of a query and documents"):
         method.terms(data.train.batch(torch.arange(3)))

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 from limbeck.errors import UserError
 from limbeck.language.methods.matryoshka import Matryoshka
+from toolkit.rankers import assert_cut_free, batch_of, lists, network, outputs, ready, total
 
 MATCHES = ["similarity", "cosine", "mse"]
 DIMS = (4, 8)

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from rankers import batch_of, lists, network, outputs, ready, total
 
 from limbeck.engine.method import Clock
 from limbeck.errors import UserError
 from limbeck.language.methods.splade_kd import SpladeKD
+from toolkit.rankers import batch_of, lists, network, outputs, ready, total
 
 LATE = Clock(9, 10)
 

@@ -22,9 +22,9 @@ class Matryoshka(Method):
     """``sum_m L(s[:m], t)`` over prefixes of the student's vector, each scaled to length 1.
 
     Matryoshka representation learning (Kusupati et al. 2022, arXiv 2205.13147, with all weights 1), with a teacher's
-    vectors in place of the classes. ``similarity`` compares the distributions over a list's documents, by the prefix and
-    by the teacher's whole vector; the others compare the prefix with the teacher's prefix, which has to be of the same
-    dimension, and asks of the teacher that it is nested itself.
+    vectors in place of the classes. ``similarity`` compares the distributions over a list's documents, by the prefix
+    and by the teacher's whole vector; the others compare the prefix with the teacher's prefix, which has to be of the
+    same dimension, and asks of the teacher that it is nested itself.
 
     Args:
         dims: sizes of the prefixes.
@@ -56,7 +56,9 @@ class Matryoshka(Method):
         sizes = [parts.student] + ([self.teacher.module] if self.match != "similarity" else [])
         for size in (getattr(m, "dim", None) for m in sizes):
             if not self.dims or min(self.dims) < 1 or (size is not None and max(self.dims) > size):
-                raise UserError(f"matryoshka: dims {list(self.dims)} are not all from 1 to {size}, what the vectors have")
+                raise UserError(
+                    f"matryoshka: dims {list(self.dims)} are not all from 1 to {size}, what the vectors have"
+                )
 
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
         """One update of the student."""
