@@ -2,8 +2,8 @@
 
 A *part* is anything a recipe can name: a method, a model, a data source, a loss, a metric, an optimizer, a schedule.
 It is a function or class marked ``@register("<kind>")`` in a file that its kind points to: for the kind ``model``
-every ``models.py`` and every file of a ``models/`` folder of the package, of a family, or (``models.py``) of a folder in
-it (likewise ``losses``, ``metrics``, ...).
+every ``models.py`` and every file of a ``models/`` folder of the package, of a family, or (``models.py``) of a folder
+in it (likewise ``losses``, ``metrics``, ...).
 Methods take their name from their file, everything else from the function. No list needs an edit.
 
 A part's signature is its schema. It is read from the source with :mod:`ast`, so that a recipe is checked without

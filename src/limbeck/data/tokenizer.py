@@ -115,6 +115,20 @@ def with_marks(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def marked(tokenizer: Any) -> Any:
+    """The tokenizer, now putting its end-of-text mark before and after each text (where special tokens are asked for).
+
+    What is saved with it does so, too.
+    """
+    tokenizers, _ = _text_extra()
+    mark = (tokenizer.eos_token, end_of_text(tokenizer))
+    template = f"{mark[0]} $A {mark[0]}"
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[mark]
+    )
+    return tokenizer
+
+
 def _fast(backend: Any, **special: str) -> Any:
     _, transformers = _text_extra()
     return transformers.PreTrainedTokenizerFast(

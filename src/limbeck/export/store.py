@@ -62,6 +62,11 @@ def is_transformers(module: nn.Module) -> bool:
     return hasattr(module, "save_pretrained") and hasattr(module, "config")
 
 
+def reads_tokens(module: nn.Module) -> bool:
+    """Whether a module reads token ids, so that its tokenizer is kept with it."""
+    return is_transformers(module) or getattr(module, "main_input_name", None) == "input_ids"
+
+
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Without the progress bars that transformers shows for every file, however small."""
@@ -98,6 +103,8 @@ def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     else:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
         atomic(folder / WEIGHTS, lambda path: save_file(weights, path))
+    if tokenizer is not None and reads_tokens(module):
+        tokenizer.save_pretrained(folder)
     card = {
         "format": FORMAT,
         "layout": "transformers" if is_transformers(module) else "limbeck",

@@ -18,8 +18,8 @@ MATRIX_LIMIT = 200
 
 @register(
     "metric",
-    task={"classification"},
-    default=True,
+    task={"classification", "embedding"},
+    default={"classification"},
     better={"accuracy": "higher", "top5_accuracy": "higher", "nll": "lower"},
     labels={
         "accuracy": ("Accuracy", "%"),
