@@ -130,6 +130,9 @@ def _try(
     """Run the teacher on two samples; gives the metrics that can judge it, None for all."""
     main = context.ingredients.main
     source = main.train or main.test or main.val
+    if "logits_topk" in made.gives and "logits" not in made.gives:
+        context.notes.append(f"{made.name}: {arm.describe} tells only of its likeliest tokens: it is not judged")
+        return ()
     if source is None or "logits" not in made.gives or main.spec.task == "generation":
         return None
     theirs = getattr(made.module, "tokenizer_hash", None)

@@ -34,10 +34,10 @@ def ready(data, oracle=True, **arguments):
 
 
 def test_proxy_and_golden_are_the_divergences_on_the_students_own_text(data):
-    method = ready(data, judged=6)
+    method = ready(data)
     batch = data.train.batch(torch.arange(2))
     found = method.health(batch, Clock(3, 10))
-    prompts = data.test.batch(torch.arange(6))
+    prompts = data.test.batch(torch.arange(10))
     rows = method.written(method.student, prompts, Clock(0, 1), name="judged").batch
     kept = rows["labels"][:, 1:] >= 0
     q = torch.log_softmax(method.student(input_ids=rows["input_ids"]).logits[:, :-1], -1)[kept]

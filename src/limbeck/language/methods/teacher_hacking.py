@@ -19,6 +19,9 @@ from limbeck.language.responses import responses_of
 from limbeck.language.rollouts import Rollout, RolloutMethod
 from limbeck.registry import register
 
+JUDGED = 128
+"""Held-out prompts that the curves are measured on, at most."""
+
 
 @register("method")
 class TeacherHacking(RolloutMethod):
@@ -35,7 +38,6 @@ class TeacherHacking(RolloutMethod):
         per_prompt: stored responses to each prompt.
         prompt_share: share of the prompts that is learnt from.
         text_seed: of the stored responses; trainings of unlike seeds learn the same ones.
-        judged: held-out prompts that the curves are measured on.
         keep: room for the stored responses on disk, as "2 GB"; null holds them in memory.
     """
 
@@ -43,7 +45,7 @@ class TeacherHacking(RolloutMethod):
     live = True
     same_view = False
     dial = "student_share"
-    fixed = ("prompt_share",)
+    fixed = ("prompt_share", "heat", "top_p")
 
     def __init__(
         self,
@@ -52,7 +54,6 @@ class TeacherHacking(RolloutMethod):
         per_prompt: int = 1,
         prompt_share: float = 1.0,
         text_seed: int = 0,
-        judged: int = 128,
         keep: str | None = "2 GB",
         **rest: Any,
     ) -> None:
@@ -60,7 +61,6 @@ class TeacherHacking(RolloutMethod):
         self.per_prompt = per_prompt
         self.prompt_share = prompt_share
         self.text_seed = text_seed
-        self.judged = judged
         self.keep = keep
 
     def setup(self, parts: Parts) -> None:
@@ -70,9 +70,9 @@ class TeacherHacking(RolloutMethod):
             UserError: a number is out of range, or there are no prompts.
         """
         super().setup(parts)
-        if not 0 < self.prompt_share <= 1 or min(self.per_prompt, self.judged) < 1:
-            says = f"prompt_share {self.prompt_share}, per_prompt {self.per_prompt}, judged {self.judged}"
-            raise UserError(f"prompt_share must be in (0, 1], per_prompt and judged at least 1: {says}")
+        if not 0 < self.prompt_share <= 1 or self.per_prompt < 1:
+            says = f"prompt_share {self.prompt_share} and per_prompt {self.per_prompt}"
+            raise UserError(f"prompt_share must be in (0, 1] and per_prompt at least 1, got {says}")
         self.responses = responses_of(
             self, parts, heat=self.heat, per_prompt=self.per_prompt, seed=self.text_seed, keep=self.keep
         )
@@ -116,7 +116,7 @@ class TeacherHacking(RolloutMethod):
 
     def health(self, batch: Batch, clock: Clock) -> Mapping[str, Term]:
         """``proxy`` and ``golden`` per token; the same prompts and the same noise each time."""
-        rows = torch.arange(min(self.judged, len(self.held_out)))
+        rows = torch.arange(min(JUDGED, len(self.held_out)))
         prompts = to_device(self.held_out.batch(rows), device_of(self.student))
         rollout = self.written(self.student, prompts, Clock(0, 1, seed=clock.seed), name="judged")
         logits, labels = self.next_tokens(rollout.batch)
