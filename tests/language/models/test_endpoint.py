@@ -244,7 +244,7 @@ def test_a_cache_is_filled_from_it_and_checked_against_it(server, data, tmp_path
     assert torch.equal(stored.indices[:, :-1], live.indices.sort(-1).values[:, :-1])
     with pytest.raises(UserError, match=r"tells its 6 likeliest tokens .* to keep 5"):
         fill_tokens(tmp_path / "other", teacher, data.train, CacheSpec(mode="packed", k=K - 1))
-    with pytest.raises(UserError, match="draws from whole logits"):
+    with pytest.raises(UserError, match="draws from whole distributions"):
         fill_tokens(tmp_path / "drawn", teacher, data.train, CacheSpec(mode="sampled", draws=3))
     other = remote(server, data, tmp_path / "others")
     server.model = network(data, 9)
