@@ -86,13 +86,13 @@ def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
         UserError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    module = stored.module
+    module: Any = stored.module
     if is_transformers(module) and hasattr(module, "save_adapter"):
         module.save_adapter(folder / ADAPTER)
         module = module.merged()
     if is_transformers(module):
         with no_bars():
-            module.save_pretrained(folder)  # type: ignore[operator]
+            module.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     else:

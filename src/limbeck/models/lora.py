@@ -101,7 +101,7 @@ class Adapted(nn.Module):
         found = {n: v for n, v in self.base.state_dict().items() if ".lora_" in n}
         named = {f"base_model.model.{n.replace('.default.', '.')}": v for n, v in found.items()}
         save_file({n: v.detach().cpu().contiguous() for n, v in named.items()}, folder / "adapter_model.safetensors")
-        self.adapter.save_pretrained(folder)
+        self.adapter.save_pretrained(str(folder))
 
 
 def _chosen(base: nn.Module, targets: tuple[str, ...] | None) -> list[str]:

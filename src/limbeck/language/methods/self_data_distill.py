@@ -70,7 +70,7 @@ class SelfDataDistill(TokenMethod):
             UserError: the data has no tokenizer, or the template has no place for the prompt.
         """
         super().setup(parts)
-        self.words = getattr(next(iter(parts.streams.values()), None), "tokenizer", None)
+        self.words: Any = getattr(next(iter(parts.streams.values()), None), "tokenizer", None)
         if self.words is None or self.words.eos_token_id is None:
             raise UserError("self_data_distill reads prompts and writes answers: give data whose tokenizer ends texts")
         if "{prompt}" not in self.template:
