@@ -265,3 +265,35 @@ def test_losses_come_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_transformers_model_and_a_text_file_are_three_lines(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from limbeck.data.grammar import generate
+    from limbeck.data.tokenizer import bpe_tokenizer
+    from limbeck.models.causal import causal_lm
+
+    words = bpe_tokenizer([generate(4000)], 300)
+    big = causal_lm(architecture="llama", hidden=32, layers=2, heads=2, vocab_size=len(words) + 12, context=64)
+    big.save_pretrained(tmp_path / "big")
+    words.save_pretrained(tmp_path / "big")
+    (tmp_path / "corpus.txt").write_text(generate(8000))
+    small = {"name": "causal_lm", "architecture": "llama", "hidden": 16, "layers": 1, "heads": 2}
+    result = limbeck.distill(
+        teacher=str(tmp_path / "big"),
+        student=small,
+        data=str(tmp_path / "corpus.txt"),
+        steps=3,
+        batch_size=4,
+        runs=tmp_path / "runs",
+        quiet=True,
+        controls=False,
+    )
+    assert "own_kl" not in result.metrics["student"] and "teacher_kl" in result.metrics["student"]
+    folder = next((tmp_path / "runs").glob("*/student"))
+    kept = AutoTokenizer.from_pretrained(folder)
+    text = "the fox sleeps"
+    assert kept.decode(kept(text).input_ids) == text
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model(**kept(text, return_tensors="pt")).logits.shape[-1] == len(words)

@@ -17,6 +17,7 @@ from limbeck import registry
 from limbeck.arms import fingerprints
 from limbeck.codehash import object_code
 from limbeck.data.base import Data
+from limbeck.data.corpora import SUFFIXES
 from limbeck.data.python import NAMES, as_data
 from limbeck.engine import rng
 from limbeck.engine.checkpoint import tensor_hash
@@ -33,7 +34,7 @@ def distill(
     teacher: nn.Module | str | Path | Mapping[str, Any] | None = None,
     teachers: Mapping[str, Any] | None = None,
     data: Any = None,
-    method: str | type[Method] | Mapping[str, Any] = "kd",
+    method: str | type[Method] | Mapping[str, Any] | None = None,
     epochs: float | None = None,
     steps: int | None = None,
     batch_size: int = 128,
@@ -57,8 +58,10 @@ def distill(
         teachers: several teachers by role, each as ``teacher``.
         data: a name (``"digits"``), a block, ``(x, y)`` tensors, ``{"train": (x, y), "test": (x, y)}``, datasets, or a
             :class:`~limbeck.data.base.Data`; or several streams by name (``{"labelled": ..., "unlabelled": ...}``),
-            each any of these. None for methods that need none.
-        method: a method's name or class, or a block with its hyper-parameters.
+            each any of these. A text file (``"corpus.txt"``) is read with the tokenizer in the teacher's folder, where
+            there is one. None for methods that need none.
+        method: a method's name or class, or a block with its hyper-parameters; by default ``word_kd`` where the data is
+            a text file, and ``kd`` elsewhere.
         epochs, steps, batch_size, lr: the usual words of the ``train`` block.
         train: the rest of the ``train`` block.
         evaluate: metrics; by default those of the task.
@@ -83,14 +86,15 @@ def distill(
         given = settings.get("optimizer", {})
         settings["optimizer"] = {"name": "adamw", **({"name": given} if isinstance(given, str) else given), "lr": lr}
     several = {role: _model_block(model, role) for role, model in (teachers or {}).items()}
+    text = _text_file(data)
     tree = {
         "title": title,
         "seed": seed,
-        "data": _data_blocks(data),
+        "data": _text_block(text, teacher) if text else _data_blocks(data),
         "teacher": _model_block(teacher, "teacher"),
         "teachers": several or None,
         "student": _model_block(student, "student"),
-        "method": _method_block(method),
+        "method": _method_block(method or ("word_kd" if text else "kd")),
         "train": settings,
         "evaluate": evaluate,
         "controls": controls,
@@ -167,6 +171,20 @@ def _data_blocks(data: Any) -> dict[str, Any] | None:
     if not isinstance(data, Mapping) or "name" in data or set(data) <= set(NAMES):
         return _data_block(data)
     return {name: _data_block(value) for name, value in data.items()}
+
+
+def _text_file(data: Any) -> Path | None:
+    """The text file that the data is, if it is one."""
+    named = isinstance(data, str | Path) and str(data).endswith(SUFFIXES)
+    return Path(data) if named else None
+
+
+def _text_block(file: Path, teacher: Any) -> dict[str, Any]:
+    """A language model's data from a file, in the tokens of a teacher that comes with a tokenizer."""
+    folder = teacher.get("path") if isinstance(teacher, Mapping) else teacher
+    words = Path(folder) if isinstance(folder, str | Path) else None
+    own = {"tokenizer_path": str(words)} if words is not None and (words / "tokenizer.json").is_file() else {}
+    return {"name": "text", "path": str(file), **own}
 
 
 def _data_block(data: Any) -> dict[str, Any] | None:

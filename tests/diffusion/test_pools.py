@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.diffusion import base, mixture, pools, samplers
+from limbeck.diffusion import base, mixture, samplers
 from limbeck.diffusion.guidance import Guided
+from limbeck.engine import pools
 from limbeck.engine.checkpoint import sha256
 from limbeck.errors import UserError
 from limbeck.processes import _free_port

@@ -29,7 +29,7 @@ def test_logits_and_hidden_states_have_the_promised_shapes(architecture):
     given = forward(model, {"input_ids": IDS}, output_hidden_states=True)
     assert given.logits.shape == (2, 8, 11)
     assert [h.shape for h in given.hidden_states] == [(2, 8, 16)] * 3
-    assert find("model", "causal_lm").facts["gives"] == {"logits", "hidden_states"}
+    assert find("model", "causal_lm").facts["gives"] == {"logits", "hidden_states", "text"}
 
 
 @ARCHITECTURES

@@ -196,6 +196,17 @@ def test_what_a_method_says_of_its_health_is_drawn_for_all_arms(make: Make, resu
     assert "<i>" not in html and any((label or "").startswith("Own <i>.") for label in labels)
 
 
+def test_proxy_and_golden_are_drawn_in_log_log_and_against_each_other(make: Make, results: dict[str, Any]) -> None:
+    rows = [{"split": "train", "step": s, "health/proxy": 1 / s, "health/golden": 0.5 + 1 / s} for s in range(1, 20)]
+    rows[4]["health/proxy"] = 0.0  # has no logarithm
+    results["arms"]["student"]["log"] = "train/student/metrics.jsonl"
+    html = written(make(changed=results, logs={"train/student/metrics.jsonl": rows}))
+    labels = {a["aria-label"] for a in Page(html).all("svg") if a.get("aria-label")}
+    assert any(label.startswith("Distance from the oracle, on the student's own text. At the end:") for label in labels)
+    assert any(label.startswith("Distance from the oracle against distance from the teacher.") for label in labels)
+    assert "away from the truth" in html
+
+
 @pytest.mark.parametrize("missing", ["teacher", "student", "alone"])
 def test_a_run_without_an_arm_still_has_a_page(make: Make, results: dict[str, Any], missing: str) -> None:
     del results["arms"][missing]

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limbeck.diffusion import base, pools
+from limbeck.diffusion import base
+from limbeck.engine import pools
 from limbeck.errors import UserError
 from limbeck.registry import Block, build
 from toolkit.diffusion import CLOCK, batch, made, student

@@ -19,10 +19,10 @@ from limbeck.diffusion.levels import karras
 from limbeck.diffusion.mixture import GaussianMixture
 from limbeck.diffusion.networks import inherit
 from limbeck.diffusion.paths import Denoise
-from limbeck.diffusion.pools import Keeping, Pool, Rows, make_pool
 from limbeck.engine import noise
 from limbeck.engine.cache import parse_bytes
 from limbeck.engine.method import Batch, Clock, Method, Parts
+from limbeck.engine.pools import Keeping, Pool, Rows, make_pool
 from limbeck.errors import UserError
 
 CHUNK = 1024

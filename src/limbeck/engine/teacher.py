@@ -22,8 +22,8 @@ from limbeck.models.forward import Signals, forward
 class Stored(Protocol):
     """Stored teacher outputs, as :class:`limbeck.engine.cache.TeacherCache` gives them."""
 
-    def lookup(self, ids: torch.Tensor, view: int) -> Signals:
-        """The signals of these samples under this view."""
+    def serve(self, batch: Mapping[str, Any]) -> Signals:
+        """The signals for a batch."""
         ...
 
 
@@ -65,7 +65,7 @@ class Teacher:
     def __call__(self, batch: Mapping[str, Any], **kwargs: Any) -> Signals:
         """The teacher's signals for a batch: from the cache if there is one, else computed without gradient."""
         if self.stored is not None and not kwargs:
-            return self.stored.lookup(batch["id"], int(batch["view"]))
+            return self.stored.serve(batch)
         return self.compute(batch, **kwargs)
 
     @torch.no_grad()

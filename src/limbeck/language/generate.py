@@ -147,6 +147,14 @@ class Reader:
         self.rows.scatter_(1, self.lengths[:, None], token[:, None])
         self.lengths = self.lengths + 1
 
+    def take(self, which: Tensor) -> None:
+        """Keep these rows, int64 [B'], in this order; a row may be taken several times."""
+        self.rows, self.lengths = self.rows[which], self.lengths[which]
+        if self.cache is not None:
+            assert self.slots is not None
+            self.slots = self.slots[which]
+            self.cache.reorder_cache(which)
+
     def _read_anew(self) -> Tensor:
         width = min(int(self.lengths.max()), self.context)
         kept = self.lengths.clamp(max=width)

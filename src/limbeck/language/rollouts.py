@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.method import Batch, Clock, Parts
+from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
 from limbeck.language.base import TokenMethod
 from limbeck.language.generate import Written, write
@@ -111,7 +111,11 @@ class RolloutMethod(TokenMethod):
         if source == "data":
             return Rollout(batch, torch.zeros_like(batch["labels"], dtype=torch.float32), "data")
         module = self.student if source == "student" else self.teacher.module
-        return self.written(module, batch, clock, source)
+        return self.edit(self.written(module, batch, clock, source), clock)
+
+    def edit(self, rollout: Rollout, clock: Clock) -> Rollout:
+        """What is learnt from in place of what was written; a method may correct it."""
+        return rollout
 
     def source(self, clock: Clock) -> Source:
         """Whose turn it is."""
@@ -150,6 +154,17 @@ class RolloutMethod(TokenMethod):
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """What this step's rows have, which are known once they are written."""
         return super().count(self.rows(batch).batch)
+
+    def count_of(self, **kinds: Batch) -> dict[str, int | Tensor]:
+        """What rows of several kinds have, each unit under the name that :func:`of_kind` gives it."""
+        return {
+            f"{kind}_{unit}": n for kind, rows in kinds.items() for unit, n in TokenMethod.count(self, rows).items()
+        }
+
+
+def of_kind(kind: str, term: Term) -> Term:
+    """A term of one kind of rows in a step that has several, each divided by its own count."""
+    return replace(term, unit=f"{kind}_{term.unit}")
 
 
 def prompts_of(batch: Batch, prompt: int | None = None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from limbeck.errors import UserError, needs_extra
 from limbeck.registry import register
 
 
-@register("model", gives={"logits", "hidden_states"})
+@register("model", gives={"logits", "hidden_states", "text"})
 def causal_lm(
     *,
     architecture: Literal["gpt2", "llama"] = "gpt2",

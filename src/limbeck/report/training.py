@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from limbeck.report import units
+from limbeck.report.against import against_charts
 from limbeck.report.charts import log_ticks
 from limbeck.report.figures import (
     SMALL,
@@ -49,6 +50,9 @@ TELLS = {
         "Gap of critic and teacher",
         "Over the teacher's error. Where it goes to 0, a lag that goes to 1 is no harm.",
     ),
+    "proxy": ("Proxy", "How far the student is from its teacher, per token of its own text."),
+    "golden": ("Golden", "How far it is from the oracle there. Up while the proxy goes down is teacher hacking."),
+    "kept_mass": ("Kept mass", "How much of the teacher the clipped divergence looks at; near 0 it has collapsed."),
     "diversity": ("Variety of samples", "Squared distance of two samples of a class: 1 is as varied as the data."),
 }
 """Their titles and captions."""
@@ -88,7 +92,7 @@ def training_charts(run: Run) -> list[Chart]:
             found.append(term_values(run.student, axis, learner, terms))
         if run.student and len(terms) > 1:
             found.append(term_shares(run.student, axis, learner, terms))
-    found += _healths(run, axis)
+    found += [*_healths(run, axis), *against_charts(run)]
     return [c for c in found if c is not None]
 
 

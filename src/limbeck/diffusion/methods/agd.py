@@ -11,12 +11,12 @@ from limbeck.diffusion.base import conditioned
 from limbeck.diffusion.levels import log_normal
 from limbeck.diffusion.losses import Weighting, denoising_weight, squared_error
 from limbeck.diffusion.paths import like
-from limbeck.diffusion.pools import Pool, Rows
 from limbeck.diffusion.samplers import karras_grid
 from limbeck.diffusion.self_guided import SelfGuided
 from limbeck.diffusion.visited import Visited, visit
 from limbeck.engine import noise
 from limbeck.engine.method import Batch, Clock, Term
+from limbeck.engine.pools import Pool, Rows
 from limbeck.errors import UserError
 from limbeck.registry import register
 

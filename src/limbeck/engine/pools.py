@@ -58,11 +58,13 @@ class Keeping:
         facts: what its rows depend on, as JSON; ``what`` says in a word what they are.
         budget: bytes that it may take.
         about: further lines of its manifest, for people.
+        kind: the folder of the cache that it lies in.
     """
 
     facts: Mapping[str, Any]
     budget: int
     about: Mapping[str, Any]
+    kind: str = "pairs"
 
 
 class Pool:
@@ -216,7 +218,7 @@ def _store(make: Callable[[Tensor], Rows], count: int, chunk: int, device: torch
     # path), its precision and the device's own rounding show in what comes out, to the last bit.
     facts = {"version": VERSION, **keeping.facts, "chunk": chunk, "first_rows": tensor_hash(seen)}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    folder = _by_first(lambda: _roomy(cache_root() / "pairs" / key, size, str(what)))
+    folder = _by_first(lambda: _roomy(cache_root() / keeping.kind / key, size, str(what)))
     rows = {k: {"shape": list(v.shape[1:]), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in seen.items()}
     return _Store(folder, {**facts, **keeping.about, "rows": rows, "count": count})
 
