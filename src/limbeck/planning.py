@@ -147,14 +147,21 @@ def _time_training(recipe: Recipe, ingredients: Ingredients, steps: int) -> floa
 
 
 def _cache_bytes(recipe: Recipe, ingredients: Ingredients) -> int:
-    from limbeck.engine.cache import estimate
+    from limbeck.engine.cache import BY_TOKENS, estimate, estimate_tokens
+    from limbeck.engine.cache.tokens import learnt
     from limbeck.stages.cache import cache_spec
 
     source, spec = ingredients.main.train, cache_spec(recipe)
     assert source is not None
     total = 0
     for teacher in ingredients.teachers.values():
-        seen = teacher.compute(source.batch(torch.arange(2)))
+        batch = source.batch(torch.arange(min(2, len(source))))
+        seen = teacher.compute(batch)
+        if spec.mode in BY_TOKENS:
+            length = int(learnt(batch).sum(1).max())
+            classes = seen.logits.shape[-1] if "logits" in seen else seen.logits_topk.classes
+            total += estimate_tokens(spec, classes, len(source) * length, len(source))
+            continue
         shapes = {"logits": tuple(seen.logits.shape[1:])}
         total += estimate(spec, shapes, len(source))
     return total

@@ -59,7 +59,7 @@ def _taught(recipe: Recipe) -> list[Recipe]:
         if teacher.block.name != "auto" and teacher.path is None:
             facts = find("model", teacher.block.name).facts
             loaded = facts.get("exact") or facts.get("trained") or {"path", "hub"} & set(teacher.block.args)
-            if not loaded:
+            if teacher.finetune or not loaded:
                 own = recipe.of_teacher(role)
                 found += [own, *_taught(own)]
     return found

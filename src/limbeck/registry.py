@@ -2,7 +2,8 @@
 
 A *part* is anything a recipe can name: a method, a model, a data source, a loss, a metric, an optimizer, a schedule.
 It is a function or class marked ``@register("<kind>")`` in a file that its kind points to: for the kind ``model``
-every ``models.py`` and every file of a ``models/`` folder in the package (likewise ``losses``, ``metrics``, ...).
+every ``models.py`` and every file of a ``models/`` folder of the package, of a family, or (``models.py``) of a folder
+in it (likewise ``losses``, ``metrics``, ...).
 Methods take their name from their file, everything else from the function. No list needs an edit.
 
 A part's signature is its schema. It is read from the source with :mod:`ast`, so that a recipe is checked without
@@ -263,7 +264,7 @@ def _default_name(kind: str, function: str, module: str) -> str:
 def _files(kind: str) -> tuple[Path, ...]:
     plural = PLURALS.get(kind, kind + "s")
     found = [*ROOT.glob(f"{plural}.py"), *ROOT.glob(f"*/{plural}.py")]
-    found += [*ROOT.glob(f"{plural}/*.py"), *ROOT.glob(f"*/{plural}/*.py")]
+    found += [*ROOT.glob(f"{plural}/*.py"), *ROOT.glob(f"*/{plural}/*.py"), *ROOT.glob(f"*/*/{plural}.py")]
     return tuple(sorted(f for f in found if not f.name.startswith("_")))
 
 

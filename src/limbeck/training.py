@@ -89,7 +89,7 @@ class Ingredients:
         teacher = next(iter(self.teachers.values()), None)
         shape = {"dim": getattr(teacher.module, "dim", None)} if teacher and not self.data else {}
         data = self.main if self.data else None
-        return {**self.main.spec.offers(), "data": data, "teachers": self.teachers, **shape}
+        return {**self.main.spec.offers(), "data": data, "teachers": self.teachers or None, **shape}
 
 
 def train(
@@ -164,6 +164,8 @@ def data_of(own: Recipe, recipe: Recipe, loaded: Mapping[str, Data]) -> Mapping[
 def start_student(recipe: Recipe, ingredients: Ingredients, seed: int) -> Stored:
     """The student as it starts: fresh weights from the seed, or those at the recipe's path."""
     student, spec = recipe.student, ingredients.main.spec
+    if _quantised(student.block):
+        raise UserError("student: weights that are quantised do not train; 'export: [int8]' packs the trained student")
     stored = build_model(student.block, offers=ingredients.offers, seed=seed, path=student.path, spec=spec.as_dict())
     for pattern in student.freeze:
         matched = [p for n, p in stored.module.named_parameters() if fnmatch(n, pattern)]
@@ -172,6 +174,11 @@ def start_student(recipe: Recipe, ingredients: Ingredients, seed: int) -> Stored
         for p in matched:
             p.requires_grad_(False)
     return stored
+
+
+def _quantised(block: Block) -> bool:
+    inside = any(_quantised(value) for value in block.args.values() if isinstance(value, Block))
+    return inside or bool(block.args.get("quantise"))
 
 
 def make_method(block: Block) -> tuple[Method, dict[str, Schedule]]:
@@ -238,8 +245,9 @@ def _train_phase(
 
 def _parts(stored: Stored, teachers: Mapping[str, Teacher], ingredients: Ingredients) -> Parts:
     streams = {name: data.train for name, data in ingredients.data.items() if data.train is not None}
+    held_out = {name: data.val for name, data in ingredients.data.items() if data.val is not None}
     offers, spec = ingredients.offers, ingredients.main.spec
-    return Parts(stored.module, dict(teachers), spec, offers, streams, ingredients.quiet)
+    return Parts(stored.module, dict(teachers), spec, offers, streams, ingredients.quiet, held_out)
 
 
 def _to_train_with(teacher: Teacher, fabric: Fabric) -> Teacher:

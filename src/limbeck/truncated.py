@@ -61,6 +61,102 @@ class TopK:
         return TopK(indices, logprobs, log_tail, self.temperature, self.classes)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A distribution over the last axis by classes drawn at random from it: an unbiased, sparse stand-in.
+
+    Attributes:
+        indices: int64 [..., m], the distinct classes drawn; 0 where a row has fewer than m.
+        weights: float [..., m]; the expectation of the weight of a class, 0 where it is not drawn, is its probability.
+            0 where a row has fewer.
+        temperature: what the logits were divided by.
+        classes: number of classes V of the whole distribution.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    temperature: float = 1.0
+    classes: int | None = None
+
+    def to(self, device: torch.device | str) -> Sampled:
+        """The same on another device."""
+        return Sampled(self.indices.to(device), self.weights.to(device), self.temperature, self.classes)
+
+
+@torch.no_grad()
+def sampled_of(logits: Tensor, uniform: Tensor, proposal: float = 1.0, temperature: float = 1.0) -> Sampled:
+    """Classes drawn with replacement, and the weights that make them an unbiased stand-in for the distribution.
+
+    Each draw follows ``p^proposal / Z``; a class drawn c of N times weighs ``c / N * p / (p^proposal / Z)``, which is
+    ``c / N`` for proposal 1 (Anshumann et al. 2025, arXiv 2503.16870). Weights are not made to sum to one: that would
+    bias them.
+
+    Args:
+        logits: float [..., V].
+        uniform: [..., N] in [0, 1), a number for each draw.
+        proposal: 1 draws from the distribution itself, 0 from its support evenly.
+        temperature: positive.
+
+    Raises:
+        ValueError: the shapes do not go together, or a number is out of range.
+    """
+    if uniform.shape[:-1] != logits.shape[:-1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and draws {tuple(uniform.shape)} must lead alike")
+    if not 0 <= proposal <= 2:
+        raise ValueError(f"the proposal's exponent must be between 0 and 2, got {proposal}")
+    log_p = torch.log_softmax(_scaled(logits, temperature), -1)
+    log_q = log_p if proposal == 1 else torch.log_softmax(_tilted(log_p, proposal), -1)
+    bounds = log_q.double().exp().cumsum(-1)
+    drawn = torch.searchsorted(bounds, uniform.double() * bounds[..., -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    ids, counts = _tallied(drawn.sort(-1).values)
+    weights = counts.to(log_p.dtype) / uniform.shape[-1]
+    if proposal != 1:
+        weights = weights * torch.where(counts > 0, (log_p - log_q).gather(-1, ids).exp(), torch.zeros_like(weights))
+    return Sampled(ids, weights, temperature, logits.shape[-1])
+
+
+def sampled_cross_entropy(student_logits: Tensor, sampled: Sampled) -> Tensor:
+    """``-sum w_i log q_i`` over the drawn classes, whose expectation is the cross-entropy with the whole distribution.
+
+    So the expectation of its gradient is that of KL(teacher || student). In nats, unreduced, without a factor of
+    temperature squared.
+
+    Args:
+        student_logits: float [..., V].
+        sampled: the teacher's, over the same leading dimensions and classes.
+
+    Raises:
+        ValueError: leading dimensions or number of classes differ.
+    """
+    if student_logits.shape[:-1] != sampled.indices.shape[:-1]:
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and the teacher's draws {tuple(sampled.indices.shape)} "
+            "must have the same leading dimensions"
+        )
+    if sampled.classes is not None and student_logits.shape[-1] != sampled.classes:
+        raise ValueError(f"the student has {student_logits.shape[-1]} classes, the teacher {sampled.classes}")
+    scaled = _scaled(student_logits, sampled.temperature)
+    weights = sampled.weights.detach().to(scaled.dtype)
+    # One logsumexp and a gather: the log-softmax over V is never held beside the logits.
+    return weights.sum(-1) * torch.logsumexp(scaled, -1) - (weights * scaled.gather(-1, sampled.indices)).sum(-1)
+
+
+def _tilted(log_p: Tensor, exponent: float) -> Tensor:
+    """``exponent * log p``, with classes that cannot be left out at every exponent."""
+    return torch.where(log_p == -math.inf, log_p, log_p * exponent)
+
+
+def _tallied(drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct values of sorted rows [..., N] and how often each occurs: [..., m] twice, filled up with zeros."""
+    first = torch.ones_like(drawn, dtype=torch.bool)
+    first[..., 1:] = drawn[..., 1:] != drawn[..., :-1]
+    slot = first.long().cumsum(-1) - 1
+    size = int(slot.max()) + 1 if drawn.numel() else 0
+    shape = (*drawn.shape[:-1], size)
+    ids = drawn.new_zeros(shape).scatter_(-1, slot, drawn)
+    return ids, drawn.new_zeros(shape).scatter_add_(-1, slot, torch.ones_like(drawn))
+
+
 @torch.no_grad()
 def topk_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     """Cut ``softmax(logits / temperature)`` to its ``k`` likeliest classes and the mass of the rest.

@@ -16,7 +16,9 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-@pytest.mark.parametrize("name", ["loop_overhead", "startup", "teacher_cache", "torchdistill_kd", "method_cost"])
+@pytest.mark.parametrize(
+    "name", ["loop_overhead", "startup", "teacher_cache", "torchdistill_kd", "method_cost", "vocabulary_head"]
+)
 def test_each_benchmark_runs_and_writes_its_numbers_with_the_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

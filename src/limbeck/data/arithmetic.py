@@ -23,6 +23,7 @@ def arithmetic(
     val_size: int = 0,
     digits: int = 2,
     working: bool = True,
+    retold: bool = False,
     context: int | None = None,
     seed: int = 0,
 ) -> Data:
@@ -35,6 +36,8 @@ def arithmetic(
         train_size, test_size, val_size: rows of the parts.
         digits: of the larger numbers; the difficulty.
         working: write the columns out before the sum.
+        retold: train on every row once more with the bare sum before it (``37+48=85 37+48=``), so that a model learns
+            to tell a given answer in its own way.
         context: tokens in a row; by default as many as the longest has.
         seed: which sums are drawn.
 
@@ -49,8 +52,9 @@ def arithmetic(
     words = tokenizers.char_tokenizer([ALPHABET])
     drawn = _draw(wanted, digits, seed)
     pairs = [(f"{a}+{b}=", completion(a, b, working)) for a, b in drawn]
+    top = 10**digits - 1
     # One more for the end of the text.
-    longest = len(f"{10**digits - 1}+{10**digits - 1}=") + len(completion(10**digits - 1, 10**digits - 1, working)) + 1
+    longest = len(f"{top}+{top}=") + len(completion(top, top, working)) + 1 + retold * len(_given(top, top))
     if context is not None and context < longest:
         raise UserError(f"data 'arithmetic': a row has up to {longest} tokens, so context {context} is too short")
     spec = DataSpec(
@@ -60,17 +64,25 @@ def arithmetic(
         tokenizer_hash=tokenizers.tokenizer_hash(words),
         licence="public domain",
     )
-    parts, first = {}, 0
-    for name, size in (("train", train_size), ("val", val_size), ("test", test_size)):
-        if size:
-            parts[name] = pair_rows(pairs[first : first + size], first, spec, words)
-        first += size
+    parts, first, cut = {}, 0, train_size + val_size
+    again = (
+        [(_given(a, b) + prompt, text) for (a, b), (prompt, text) in zip(drawn, pairs, strict=True)] if retold else []
+    )
+    rows = {"train": pairs[:train_size] + again[:train_size], "val": pairs[train_size:cut], "test": pairs[cut:]}
+    for name, own in rows.items():
+        if own:
+            parts[name] = pair_rows(own, first, spec, words)
+        first += len(own)
     return Data(spec, parts.get("train"), parts.get("test"), parts.get("val"), extra={"tokenizer": words})
 
 
 def completion(a: int, b: int, working: bool = True) -> str:
     """What follows ``a+b=``: the columns from the right with what is carried, and the sum; or the sum alone."""
     return f"{' '.join(_columns(a, b))} ={a + b}" if working else str(a + b)
+
+
+def _given(a: int, b: int) -> str:
+    return f"{a}+{b}={a + b} "
 
 
 def _columns(a: int, b: int) -> Iterator[str]:

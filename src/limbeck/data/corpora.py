@@ -11,7 +11,7 @@ from pathlib import Path
 from limbeck.errors import MissingDataError, UserError
 from limbeck.paths import data_root
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,28 @@ def read_pairs(path: Path, prompt_field: str, completion_field: str) -> list[tup
         (_field(row, prompt_field, path, line), _field(row, completion_field, path, line))
         for line, row in json_lines(path)
     ]
+
+
+def read_fields(path: Path, fields: tuple[str, ...]) -> list[dict[str, str]]:
+    """The named fields of each line of a JSON-lines file, as text (numbers as they are spelt).
+
+    Raises:
+        UserError: the file is missing or not JSON lines, or a line lacks one of the fields.
+    """
+    found = []
+    for line, row in json_lines(path):
+        plain = {f: str(row[f]) if isinstance(row.get(f), int | float) else row.get(f) for f in fields}
+        found.append({f: _field(plain, f, path, line) for f in fields})
+    return found
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file, unpacked where it is packed.
+
+    Raises:
+        UserError: the file is missing, of an unknown kind, or not UTF-8.
+    """
+    return _read(path)
 
 
 def _read(path: Path) -> str:

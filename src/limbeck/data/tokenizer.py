@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from limbeck.errors import UserError, needs_extra
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+CLS, SEP, MASK = "<cls>", "<sep>", "<mask>"
 BYTES = 256
 PIECE = 4096
 """Characters that are encoded at once where a text may be cut anywhere."""
@@ -55,6 +57,15 @@ def symbol_tokenizer(symbols: str, end: str) -> Any:
     )
 
 
+def known_words(words: Iterable[str]) -> Any:
+    """A tokenizer with one token per word, for texts whose words are known and stand between spaces."""
+    tokenizers, _ = _text_extra()
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNK, *sorted(set(words))])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNK))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return _fast(backend, unk_token=UNK)
+
+
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer of at most ``vocab_size`` tokens learnt from ``texts``; it knows every character.
 
@@ -75,6 +86,47 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     )
     backend.train_from_iterator(texts, trainer)
     return _fast(backend)
+
+
+def word_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A tokenizer of lower-case words and punctuation marks: the ``vocab_size`` most frequent, the rest are ``<unk>``.
+
+    Raises:
+        UserError: ``vocab_size`` leaves no room for a word.
+    """
+    tokenizers, _ = _text_extra()
+    if vocab_size < 4:
+        raise UserError(f"a vocabulary of words needs at least 4 tokens ({PAD}, {EOS}, {UNK}, a word)")
+    normalizer, cut = tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Whitespace()
+    counts = Counter(word for text in texts for word, _ in cut.pre_tokenize_str(normalizer.normalize_str(text)))
+    # Frequent words first, equally frequent ones in order of the alphabet: the same on every machine.
+    kept = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - 3]
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNK, *kept])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNK))
+    backend.normalizer, backend.pre_tokenizer = normalizer, cut
+    return _fast(backend, unk_token=UNK)
+
+
+def with_marks(tokenizer: Any) -> Any:
+    """The tokenizer with the marks of an encoder (beginning, separator, mask), added where it has none."""
+    marks = {"cls_token": CLS, "sep_token": SEP, "mask_token": MASK, "pad_token": PAD}
+    missing = {name: mark for name, mark in marks.items() if getattr(tokenizer, name) is None}
+    tokenizer.add_special_tokens(missing)
+    return tokenizer
+
+
+def marked(tokenizer: Any) -> Any:
+    """The tokenizer, now putting its end-of-text mark before and after each text (where special tokens are asked for).
+
+    What is saved with it does so, too.
+    """
+    tokenizers, _ = _text_extra()
+    mark = (tokenizer.eos_token, end_of_text(tokenizer))
+    template = f"{mark[0]} $A {mark[0]}"
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[mark]
+    )
+    return tokenizer
 
 
 def _fast(backend: Any, **special: str) -> Any:

@@ -131,7 +131,7 @@ def tensor_hash(named: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes of tensors: the content hash of a model."""
     digest = hashlib.sha256()
     for name in sorted(named):
-        tensor = whole(named[name]).detach().cpu().contiguous()
+        tensor = unpacked(whole(named[name])).detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         if tensor.numel():
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
@@ -141,6 +141,11 @@ def tensor_hash(named: Mapping[str, Tensor]) -> str:
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a sharded one (a collective call), any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def unpacked(tensor: Tensor) -> Tensor:
+    """The numbers that a quantised tensor of torchao stands for, any other tensor as it is."""
+    return tensor.dequantize() if type(tensor).__module__.startswith("torchao.") else tensor
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], Any]:

@@ -120,6 +120,7 @@ class Parts:
         offers: what a part may ask for by name when a method builds one (``registry.build(..., offers=parts.offers)``).
         streams: the training sources by name, for the few methods that look at the data before they start.
         quiet: whether the run shows no progress.
+        held_out: the validation sources by name, for the few that choose a number on them.
     """
 
     student: nn.Module
@@ -128,6 +129,7 @@ class Parts:
     offers: Mapping[str, Any] = field(default_factory=dict)
     streams: Mapping[str, Any] = field(default_factory=dict)
     quiet: bool = False
+    held_out: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method:
@@ -149,6 +151,8 @@ class Method:
     """True when a method that needs no data learns from it where the recipe has some."""
     truncated: ClassVar[bool] = False
     """True when the method can learn from a teacher's top k with their tail (``logits_topk``) as well."""
+    sampled: ClassVar[bool] = False
+    """True when the method can learn from tokens drawn from the teacher (``logits_sampled``) as well."""
     live: ClassVar[bool] = False
     """True when a step looks inside the teacher, so that stored outputs cannot stand for it."""
     same_view: ClassVar[bool] = True

@@ -22,8 +22,8 @@ from limbeck.models.forward import Signals, forward
 class Stored(Protocol):
     """Stored teacher outputs, as :class:`limbeck.engine.cache.TeacherCache` gives them."""
 
-    def lookup(self, ids: torch.Tensor, view: int) -> Signals:
-        """The signals of these samples under this view."""
+    def serve(self, batch: Mapping[str, Any]) -> Signals:
+        """The signals for a batch."""
         ...
 
 
@@ -48,6 +48,11 @@ class Teacher:
         self.module.train(mode == "batch_stats")
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that a language model was stored with; None where it has none of its own."""
+        return getattr(self.module, "tokenizer", None)
+
+    @property
     def hash(self) -> str:
         """Content hash of the weights and of the layout that holds them."""
         if self._hash is None:
@@ -60,7 +65,7 @@ class Teacher:
     def __call__(self, batch: Mapping[str, Any], **kwargs: Any) -> Signals:
         """The teacher's signals for a batch: from the cache if there is one, else computed without gradient."""
         if self.stored is not None and not kwargs:
-            return self.stored.lookup(batch["id"], int(batch["view"]))
+            return self.stored.serve(batch)
         return self.compute(batch, **kwargs)
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ def export_model(path: Path, format: str, output: Path | None = None, *, trust_c
 
     Args:
         path: a run directory (its ``student`` is taken), or the folder of a model.
-        format: ``onnx``, ``torch_export``, ``transformers`` or ``diffusers``.
-        output: the file (for the last two the folder) to write; by default beside the model's weights.
+        format: ``onnx``, ``torch_export``, ``transformers``, ``int8`` (the same with weights in 8 bits, by torchao),
+            ``sentence_transformers`` or ``diffusers``.
+        output: the file (for the last four the folder) to write; by default beside the model's weights.
         trust_code: import the module that the model's folder names, where its class is not part of this library.
 
     Returns:

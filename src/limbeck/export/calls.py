@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.data.base import Source
 from limbeck.errors import UserError
-from limbeck.export.store import Stored
+from limbeck.export.store import Stored, is_transformers
 from limbeck.models.forward import forward
 
 SIZES = (2, 1, 5, 16)
@@ -62,7 +62,9 @@ class Call:
 def example_rows(source: Source) -> dict[str, Tensor]:
     """The first rows of a source, as far as they go into a model: real inputs to try exports on."""
     batch = source.batch(torch.arange(min(ROWS, len(source))))
-    return {name: batch[name].cpu().contiguous() for name in FIELDS if name in batch}
+    found = {name: batch[name].cpu().contiguous() for name in FIELDS if name in batch}
+    # Rows of several texts: each text is an input of its own.
+    return {k: v.flatten(0, 1)[:ROWS] if k in FIELDS[1:] and v.dim() == 3 else v for k, v in found.items()}
 
 
 def call_of(stored: Stored, rows: Mapping[str, Tensor] | None = None) -> Call:
@@ -141,7 +143,8 @@ class Tokens(nn.Module):
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
         self.model, self.output = model, output
-        self.options = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+        cached = is_transformers(model) and hasattr(model.config, "use_cache")
+        self.options = {"use_cache": False} if cached else {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits for ``input_ids`` and ``attention_mask`` (int64 [B, T])."""

@@ -261,6 +261,11 @@ def _export_list(model: Mapping[str, Any]) -> str:
         inputs = "; ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in facts["inputs"].items())
         checked = facts["checked"]
         gap = f"{checked['largest_difference']:.1e} ({checked['relative']:.1e} of the largest output)"
+        if "bytes_of_weights" in facts:
+            before, after = (facts["bytes_of_weights"][k] for k in ("model", "int8"))
+            gap += f"; {after / before:.0%} of the bytes"
+        if "perplexity" in checked:
+            gap += f"; perplexity {checked['perplexity']['int8']:.4g} for {checked['perplexity']['model']:.4g}"
         rows.append([name, format, inputs, f"{checked['against']}, {checked['on']}", gap])
     note = f"\n\n{PT2}" if "torch_export" in exports else ""
     return f"{BEGIN}\n## Other formats\n\n{table(rows)}{note}\n{END}"

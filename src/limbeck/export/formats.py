@@ -19,8 +19,11 @@ from limbeck.export.calls import Call, call_of
 from limbeck.export.onnx import export_onnx
 from limbeck.export.onnx import packages as onnx_packages
 from limbeck.export.programs import export_program
+from limbeck.export.quantised import export_int8
+from limbeck.export.sentence_transformers import export_sentence_transformers, refuse_encoder
 from limbeck.export.store import Stored
 from limbeck.export.transformers import export_transformers
+from limbeck.models.quantised import quantisation
 from limbeck.registry import nearest
 
 STUDENT = "student"
@@ -40,9 +43,11 @@ FORMATS = {
     "onnx": Format("model.onnx", lambda call, stored, source, target: export_onnx(call, target)),
     "torch_export": Format("model.pt2", lambda call, stored, source, target: export_program(call, target)),
     "transformers": Format("transformers", export_transformers),
+    "int8": Format("int8", export_int8),
+    "sentence_transformers": Format("sentence_transformers", export_sentence_transformers),
     "diffusers": Format("diffusers", lambda call, stored, source, folder: _saves_pipelines(stored)(folder)),
 }
-FOLDERS = ("transformers", "diffusers")
+FOLDERS = ("transformers", "int8", "sentence_transformers", "diffusers")
 """Formats that are a folder and not a file."""
 
 
@@ -76,8 +81,12 @@ def refuse_early(stored: Stored, formats: Iterable[str]) -> None:
     for format in formats:
         if "images" in stored.gives:
             raise UserError(f"export: {format}: the student is a set of images, which is delivered as images.npz")
-        if format == "transformers" and not store.is_transformers(stored.module):
-            raise UserError(f"export: transformers: the student '{stored.block.name}' is no transformers model")
+        if format in ("transformers", "int8") and not store.is_transformers(stored.module):
+            raise UserError(f"export: {format}: the student '{stored.block.name}' is no transformers model")
+        if format == "int8":
+            quantisation("int8")
+        if format == "sentence_transformers":
+            refuse_encoder(stored)
         if format == "diffusers":
             _saves_pipelines(stored)
         if format == "onnx":

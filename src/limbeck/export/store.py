@@ -32,6 +32,7 @@ from limbeck.registry import Block, Param, build, nearest
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "limbeck.json"
+ADAPTER = "adapter"
 LAYOUTS = ("limbeck", "transformers")
 _FIELDS = {"model": dict, "layout": str, "gives": list, "hash": str, "about": dict}
 """What every card holds, and of which type."""
@@ -61,6 +62,11 @@ def is_transformers(module: nn.Module) -> bool:
     return hasattr(module, "save_pretrained") and hasattr(module, "config")
 
 
+def reads_tokens(module: nn.Module) -> bool:
+    """Whether a module reads token ids, so that its tokenizer is kept with it."""
+    return is_transformers(module) or getattr(module, "main_input_name", None) == "input_ids"
+
+
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Without the progress bars that transformers shows for every file, however small."""
@@ -78,19 +84,27 @@ def no_bars() -> Iterator[None]:
 def save(folder: Path, stored: Stored, *, tokenizer: Any = None) -> None:
     """Write a model to a folder (made if missing); a file is only ever replaced by a whole one.
 
+    A transformers model with adapters is written as the model that it is with them added to its weights, which loads
+    anywhere; the adapters alone lie in ``adapter/``, as peft reads them.
+
     Raises:
         UserError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    module = stored.module
+    module: Any = stored.module
+    if is_transformers(module) and hasattr(module, "save_adapter"):
+        module.save_adapter(folder / ADAPTER)
+        module = module.merged()
     if is_transformers(module):
         with no_bars():
-            module.save_pretrained(folder)  # type: ignore[operator]
+            module.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     else:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
         atomic(folder / WEIGHTS, lambda path: save_file(weights, path))
+    if tokenizer is not None and reads_tokens(module):
+        tokenizer.save_pretrained(folder)
     card = {
         "format": FORMAT,
         "layout": "transformers" if is_transformers(module) else "limbeck",
@@ -254,7 +268,12 @@ def _plain(block: Block, transformers: bool) -> dict[str, Any]:
     A transformers model is read from its own folder, so where it once came from is left out.
     """
     tree = _spelled_out(block).tree()
-    return {k: v for k, v in tree.items() if _is_plain(v) and not (transformers and k == "path")}
+    tree = _without_paths(tree) if transformers else tree
+    return {k: v for k, v in tree.items() if _is_plain(v)}
+
+
+def _without_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_paths(v) if isinstance(v, Mapping) else v for k, v in tree.items() if k != "path"}
 
 
 def _spelled_out(block: Block) -> Block:

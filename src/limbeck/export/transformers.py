@@ -36,9 +36,7 @@ def export_transformers(call: Call, stored: Stored, source: Path, folder: Path) 
     except ImportError as error:
         raise needs_extra("transformers", "text") from error
     folder.mkdir()
-    for file in (f for pattern in KEPT for f in source.glob(pattern)):
-        if file.name != CARD:
-            shutil.copyfile(file, folder / file.name)
+    copy_folder(source, folder)
     name = auto_class(stored.module)
     options = {"local_files_only": True, "trust_remote_code": False}
     with quiet(), no_bars():
@@ -56,6 +54,13 @@ def export_transformers(call: Call, stored: Stored, source: Path, folder: Path) 
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
         "checked": {"against": f"{name} of transformers {transformers.__version__}", **check(call, run, "the folder")},
     }
+
+
+def copy_folder(source: Path, folder: Path, *, weights: bool = True) -> None:
+    """Copy what a transformers folder is made of; without its ``weights`` where others will be written."""
+    for file in (f for pattern in KEPT for f in source.glob(pattern)):
+        if file.name != CARD and (weights or ".safetensors" not in file.name):
+            shutil.copyfile(file, folder / file.name)
 
 
 def auto_class(module: Any) -> str:

@@ -18,8 +18,8 @@ MATRIX_LIMIT = 200
 
 @register(
     "metric",
-    task={"classification"},
-    default=True,
+    task={"classification", "embedding"},
+    default={"classification"},
     better={"accuracy": "higher", "top5_accuracy": "higher", "nll": "lower"},
     labels={
         "accuracy": ("Accuracy", "%"),
@@ -179,13 +179,19 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Reliab
     """
     confidence, predicted = probabilities.double().max(1)
     _same_shape("predicted", predicted, "labels", labels)
+    return reliability_of(confidence, predicted == labels, bins)
+
+
+def reliability_of(confidence: Tensor, right: Tensor, bins: int = 15) -> Reliability:
+    """The reliability curve of confidences [N] in [0, 1] and whether each was right, bool [N]."""
+    confidence = confidence.double()
     edges = torch.arange(bins + 1, dtype=torch.float64) / bins
     place = torch.bucketize(confidence, edges[1:-1])
     count = torch.bincount(place, minlength=bins)
-    right = torch.bincount(place, weights=(predicted == labels).double(), minlength=bins)
+    hits = torch.bincount(place, weights=right.double(), minlength=bins)
     total = torch.bincount(place, weights=confidence, minlength=bins)
     kept = count > 0
-    return Reliability(edges[:-1][kept], (total / count)[kept], (right / count)[kept], count[kept])
+    return Reliability(edges[:-1][kept], (total / count)[kept], (hits / count)[kept], count[kept])
 
 
 def brier(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ WARM_UP = 3
 
 @register(
     "metric",
-    task={"classification", "segmentation", "detection", "language", "generation"},
-    default={"classification", "segmentation", "detection", "language"},
+    task={"classification", "segmentation", "detection", "language", "masked_language", "embedding", "generation"},
+    default={"classification", "segmentation", "detection", "language", "masked_language", "embedding"},
     better={
         "parameters": "lower",
         "bytes": "lower",

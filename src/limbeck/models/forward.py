@@ -22,13 +22,16 @@ class Signals(dict[str, Any]):
 def forward(module: nn.Module, batch: Mapping[str, Any], **kwargs: Any) -> Signals:
     """Run a module on a batch: plain PyTorch, timm or transformers.
 
-    Token batches go in as ``input_ids`` and ``attention_mask``, images to transformers models as ``pixel_values``,
-    everything else as the single argument ``batch["input"]``. Where the labels are maps [B, H, W], the logits of their
-    pixels are [B, H, W, K], classes last as everywhere; see :func:`pixel_logits`.
+    Token batches go in as ``input_ids`` and ``attention_mask`` (and ``token_type_ids``, if they have them), images to
+    transformers models as ``pixel_values``, everything else as the single argument ``batch["input"]``. Where the labels
+    are maps [B, H, W], the logits of their pixels are [B, H, W, K], classes last as everywhere; see
+    :func:`pixel_logits`.
     """
     if "input_ids" in batch:
-        mask = batch.get("attention_mask")
-        return signals(module(input_ids=batch["input_ids"], attention_mask=mask, **kwargs))
+        given = {k: batch[k] for k in ("token_type_ids",) if k in batch}
+        return signals(
+            module(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), **given, **kwargs)
+        )
     if getattr(module, "main_input_name", None) == "pixel_values":
         found = signals(module(pixel_values=batch["input"], **kwargs))
     else:

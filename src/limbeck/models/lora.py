@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbeck.errors import UserError, needs_extra
 from limbeck.registry import ModelBlock, build, register
 
 ADAPTABLE = (nn.Linear, nn.Conv2d)
+TRANSPOSED = "Conv1D"
+"""The linear layer of GPT-2 in transformers, whose weight lies the other way round."""
 
 
 class Adapted(nn.Module):
@@ -25,10 +30,11 @@ class Adapted(nn.Module):
         base: the network; its parameters are frozen in place.
         rank: of the adapters.
         alpha: they are scaled by ``alpha / rank``.
-        targets: paths, or ends of paths, of the layers that have one; by default all that can.
+        targets: paths, or ends of paths, of the layers that have one; by default all that can, but a language model's
+            last layer, which may share its weight with the first.
 
     Raises:
-        UserError: peft is not installed, or no layer is at these paths.
+        UserError: peft is not installed, no layer is at these paths, or one shares its weight with another.
     """
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, targets: tuple[str, ...] | None = None) -> None:
@@ -37,12 +43,17 @@ class Adapted(nn.Module):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise needs_extra("peft", "lora") from error
-        can = [name for name, module in base.named_modules() if isinstance(module, ADAPTABLE)]
-        chosen = can if targets is None else [n for n in can if any(n == t or n.endswith(f".{t}") for t in targets)]
-        if not chosen:
-            raise UserError(f"lora: no linear layer or convolution is called {list(targets or ())}; there are {can}")
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen)  # type: ignore[arg-type]  # any scale does
-        self.base: nn.Module = inject_adapter_in_model(config, base)
+        chosen = _chosen(base, targets)
+        turned = any(type(base.get_submodule(name)).__name__ == TRANSPOSED for name in chosen)
+        self.adapter = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # any scale does
+            target_modules=chosen,
+            fan_in_fan_out=turned,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft sets it for each layer
+            self.base: nn.Module = inject_adapter_in_model(self.adapter, base)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -84,6 +95,35 @@ class Adapted(nn.Module):
         plain: nn.Module = whole.requires_grad_(True)
         return plain
 
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapters alone, as peft reads them: ``PeftModel.from_pretrained(base, folder)``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {n: v for n, v in self.base.state_dict().items() if ".lora_" in n}
+        named = {f"base_model.model.{n.replace('.default.', '.')}": v for n, v in found.items()}
+        save_file({n: v.detach().cpu().contiguous() for n, v in named.items()}, folder / "adapter_model.safetensors")
+        self.adapter.save_pretrained(str(folder))
+
+
+def _chosen(base: nn.Module, targets: tuple[str, ...] | None) -> list[str]:
+    """Paths of the layers that get an adapter."""
+    can = [n for n, m in base.named_modules() if isinstance(m, ADAPTABLE) or type(m).__name__ == TRANSPOSED]
+    last = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None  # type: ignore[operator]
+    if targets is None:
+        return _some([n for n in can if last is None or base.get_submodule(n) is not last], can, ())
+    chosen = [n for n in can if any(n == t or n.endswith(f".{t}") for t in targets)]
+    first = base.get_input_embeddings() if last is not None else None  # type: ignore[operator]
+    if first is not None and any(base.get_submodule(n).weight is first.weight for n in chosen):
+        raise UserError(
+            "lora: the last layer shares its weight with the first, so it cannot have an adapter of its own"
+        )
+    return _some(chosen, can, targets)
+
+
+def _some(chosen: list[str], can: list[str], targets: tuple[str, ...]) -> list[str]:
+    if not chosen:
+        raise UserError(f"lora: no linear layer or convolution is called {list(targets)}; there are {can}")
+    return chosen
+
 
 def _adapters(module: nn.Module) -> list[Any]:
     return [m for m in module.modules() if hasattr(m, "enable_adapters")]
@@ -97,7 +137,7 @@ def without_adapters(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in base.items() if ".lora_" not in name}
 
 
-@register("model", gives={"denoiser", "samples", "logits", "features"})
+@register("model", gives={"denoiser", "samples", "logits", "features", "hidden_states"})
 def lora(
     *,
     base: ModelBlock,
@@ -109,6 +149,8 @@ def lora(
     classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    vocab_size: int | None = None,
+    context: int | None = None,
     teachers: Any = None,
     data: Any = None,
 ) -> Adapted:
@@ -124,6 +166,8 @@ def lora(
         classes: number of classes, for a base that does not say.
         in_channels: of the images, for a base that does not say.
         image_size: pixels along one side, for a base that does not say.
+        vocab_size: of the tokens, for a base that does not say.
+        context: longest input in tokens, for a base that does not say.
         teachers: the run's teachers by role, for a base that is made out of one.
         data: the built data, for a base that looks at it.
     """
@@ -135,6 +179,8 @@ def lora(
         "classes": classes,
         "in_channels": in_channels,
         "image_size": image_size,
+        "vocab_size": vocab_size,
+        "context": context,
         "teachers": teachers,
         "data": data,
     }

@@ -13,18 +13,21 @@ from limbeck.data.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.engine.progress import say
 from limbeck.errors import UserError, needs_extra
 from limbeck.export.store import no_bars
+from limbeck.models.quantised import quantisation
 from limbeck.registry import register
 
 CLASSES = {
     "causal_lm": "AutoModelForCausalLM",
     "image_classification": "AutoModelForImageClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
+    "masked_lm": "AutoModelForMaskedLM",
 }
 _ENDINGS = {
     "ForCausalLM": "causal_lm",
     "LMHeadModel": "causal_lm",
     "ForImageClassification": "image_classification",
     "ForSequenceClassification": "sequence_classification",
+    "ForMaskedLM": "masked_lm",
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -35,9 +38,10 @@ def from_transformers(
     path: Path | None = None,
     hub: str | None = None,
     revision: str | None = None,
-    task: Literal["causal_lm", "image_classification", "sequence_classification", "auto"] = "auto",
+    task: Literal["causal_lm", "image_classification", "sequence_classification", "masked_lm", "auto"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     attention: Literal["sdpa", "eager"] | None = None,
+    quantise: Literal["int8", "bnb_int8", "bnb_nf4"] | None = None,
     allow_missing: bool = False,
 ) -> nn.Module:
     """A transformers model with its weights. Nothing is executed from the files: no pickle, no remote code.
@@ -49,6 +53,8 @@ def from_transformers(
         task: what the model is for; ``auto`` reads it from the architecture in config.json.
         dtype: of the weights; ``auto`` keeps the one they are stored in.
         attention: attention implementation; the library's choice by default.
+        quantise: keep the weights of linear layers in 8 or 4 bits, for a teacher that takes less memory: ``int8`` by
+            torchao, the rest by bitsandbytes. Such a model does not train.
         allow_missing: accept weights that the files lack (a new head on a pre-trained body): they are drawn at random.
 
     Raises:
@@ -63,6 +69,7 @@ def from_transformers(
     if path is not None:
         check_folder(path)
     options = {"revision": revision, "trust_remote_code": False, "local_files_only": path is not None}
+    packed = {"quantization_config": quantisation(quantise)} if quantise else {}
     kind = _task(transformers, where, options) if task == "auto" else task
     loader = getattr(transformers, CLASSES[kind])
     try:
@@ -73,13 +80,15 @@ def from_transformers(
                 attn_implementation=attention,
                 use_safetensors=True,
                 output_loading_info=True,
+                **packed,
                 **options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load {where} as {kind}: {_first_line(error)}") from error
     _refuse_misfit(where, kind, info, allow_missing)
     if path is not None and (path / "tokenizer.json").is_file():
-        model.tokenizer_hash = tokenizer_hash(load_tokenizer(path))
+        model.tokenizer = load_tokenizer(path)
+        model.tokenizer_hash = tokenizer_hash(model.tokenizer)
     return model
 
 

@@ -147,9 +147,12 @@ def _teachers(root: Node, check: Checker, made: Assembly) -> dict[str, tuple[Tra
             train = partial.plain() if partial else {}
             own_data, taught = node.get("data") is not None, bool(node.get("teacher") or node.get("teachers"))
             made.teachers[role] = TeacherBlock(
-                block, keys.path, train, keys.method, keys.mode, keys.licence, own_data, taught
+                block, keys.path, train, keys.method, keys.mode, keys.licence, own_data, taught, keys.finetune
             )
             _check_schooling(root, node, made.teachers[role], check, trail)
+            if keys.finetune and not made.teachers[role].loaded:
+                says = "finetune is for a teacher that is loaded (path or hub); this one is trained anyway"
+                check.wrong(node, (*trail, "finetune"), says)
     return places
 
 
@@ -165,7 +168,8 @@ def _check_schooling(root: Node, node: Node, teacher: TeacherBlock, check: Check
 
 def teacher_node(root: Node, node: Node, teacher: TeacherBlock) -> Node:
     """The recipe that trains a teacher: its model as the student, by its method, its ``train`` over the run's."""
-    own = {k: v for k, v in node.value.items() if k in teacher.block.args or k not in keys_of(TeacherKeys)}
+    start = ("path",) if teacher.finetune else ()
+    own = {k: v for k, v in node.value.items() if k in (*teacher.block.args, *start) or k not in keys_of(TeacherKeys)}
     kept = {k: v for k, v in root.value.items() if k in ("title", "data", "seed", "evaluate", "licence")}
     if node.get("data") is not None:
         kept |= merge(Node(kept, root.where), Node({"data": node.value["data"]}, node.where)).value
@@ -306,7 +310,10 @@ def _check_gives(method: str, signals: set[str], place: tuple[Trail, Node], chec
     if part is None or part.name == AUTO or (":" in part.name and "gives" not in part.facts):
         return
     gives = set(part.facts.get("gives", {"logits"}))
-    for signal in sorted(signals - gives):
+    learner = find("method", method)
+    # The likeliest tokens of a teacher do for a method that learns from a truncated distribution.
+    served = {"logits"} if "logits_topk" in gives and learner.facts.get("truncated", False) else set()
+    for signal in sorted(signals - gives - served):
         message = f"method {method} needs a teacher that gives {signal}; {part.name} gives {', '.join(sorted(gives))}"
         check.wrong(node, trail, message)
 

@@ -115,8 +115,12 @@ class Train(Fields):
 class Cache(Fields):
     """Teacher outputs stored once and read in training."""
 
-    mode: Literal["full", "fp16", "topk"] = key("fp16", "what is kept of each output")
-    k: PositiveInt = key(50, "classes or tokens kept by mode topk, beside the tail")
+    mode: Literal["full", "fp16", "topk", "packed", "sampled"] = key("fp16", "what is kept of each output")
+    k: PositiveInt = key(50, "classes or tokens kept by modes topk and packed, beside the tail")
+    bits: PositiveInt = key(5, "of a probability in mode packed, 2 to 16")
+    draws: PositiveInt = key(50, "tokens drawn by mode sampled, with replacement")
+    proposal: float = key(1.0, "exponent of the distribution that mode sampled draws from; 1 is the teacher's own")
+    seed: Natural = key(0, "of the draws of mode sampled")
     views: PositiveInt = key(1, "augmented views of each sample")
     budget: str = key("4GB", "largest size on disk, such as 2GB")
     verify: Natural = key(8, "samples compared with the live teacher on opening")
@@ -185,7 +189,9 @@ class Top(Fields):
     cache: Cache | None = key(None, "store the teacher's outputs once")
     controls: bool | dict[str, Tree] = key(True, "arms trained for comparison; true takes the method's")
     claim: Claim | None = key(None, "what is claimed, and the inequalities that test it")
-    export: list[Literal["onnx", "torch_export", "transformers", "diffusers"]] = key([], "further formats to deliver")
+    export: list[Literal["onnx", "torch_export", "transformers", "int8", "diffusers"]] = key(
+        [], "further formats to deliver"
+    )
     stages: list[StageBlock] | None = key(None, "what the run does, where it is not the usual")
     notes: str | None = key(None, "remarks for readers")
     licence: str | None = key(None, "licence of what the run delivers")
@@ -196,6 +202,7 @@ class TeacherKeys(Fields):
 
     train: Tree | None = key(None, "what changes in the run's train for the teacher's own training")
     path: Path | None = key(None, "weights, or a model's folder (which then decides the name)")
+    finetune: bool = key(False, "train a teacher that is loaded further, on the run's data by its train")
     method: MethodBlock = key(Block("supervised"), "how the teacher itself is trained")
     data: Any = key(None, "what the teacher itself is trained on, or what changes in the run's data")
     teacher: Any = key(None, "who teaches the teacher: a chain of models, each the teacher of the next")

@@ -25,6 +25,7 @@ class TeacherBlock:
         licence: carried to the student's card.
         own_data: whether it is trained on other data than the run's, with labels of its own.
         taught: whether it has teachers itself.
+        finetune: whether it is trained further from the weights that are loaded.
     """
 
     block: Block
@@ -35,6 +36,12 @@ class TeacherBlock:
     licence: str | None
     own_data: bool = False
     taught: bool = False
+    finetune: bool = False
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights come from a file or the hub."""
+        return self.path is not None or "path" in self.block.args or "hub" in self.block.args
 
 
 @dataclass(frozen=True)

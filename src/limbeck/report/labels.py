@@ -65,6 +65,17 @@ _TABLE: tuple[Metric, ...] = (
     Metric("bits_per_token", "Bits per token", "bits", "lower", "quality"),
     Metric("bits_per_character", "Bits per character", "bits", "lower", "quality"),
     Metric("nll_per_token", "Negative log-likelihood per token", "nats", "lower", "quality"),
+    Metric("ndcg_10", "nDCG@10", "%", "higher", "quality"),
+    Metric("mrr_10", "MRR@10", "%", "higher", "quality"),
+    Metric("recall_10", "Recall@10", "%", "higher", "quality"),
+    Metric("recall_100", "Recall@100", "%", "higher", "quality"),
+    Metric("asymmetric_ndcg_10", "nDCG@10, documents by the teacher", "%", "higher", "quality"),
+    Metric("asymmetric_recall_10", "Recall@10, documents by the teacher", "%", "higher", "quality"),
+    Metric("truncated_ndcg_10", "nDCG@10, truncated vectors", "%", "higher", "quality"),
+    Metric("int8_ndcg_10", "nDCG@10, int8 vectors", "%", "higher", "quality"),
+    Metric("binary_ndcg_10", "nDCG@10, binary vectors", "%", "higher", "quality"),
+    Metric("spearman", "Spearman correlation", "", "higher", "quality"),
+    Metric("pearson", "Pearson correlation", "", "higher", "quality"),
     Metric("energy_distance", "Energy distance", "", "lower", "quality"),
     Metric("mmd", "Maximum mean discrepancy", "", "lower", "quality"),
     Metric("oracle_nll", "Negative log-likelihood under the true law", "nats", "lower", "quality"),
@@ -84,6 +95,10 @@ _TABLE: tuple[Metric, ...] = (
     Metric("flops", "FLOPs per sample", "flops", "lower", "cost"),
     Metric("latency_ms", "Latency", "ms", "lower", "cost", "latency"),
     Metric("latency_p90_ms", "Latency, 90th percentile", "ms", "lower", "cost"),
+    Metric("texts_per_second", "Texts encoded", "per s", "higher", "cost"),
+    Metric("active_query", "Non-zero weights of a query", "", "lower", "cost"),
+    Metric("active_document", "Non-zero weights of a document", "", "lower", "cost"),
+    Metric("overlap_flops", "Multiplications per query and document", "", "lower", "cost"),
     Metric("throughput", "Throughput", "samples/s", "higher", "cost"),
 )
 OWN: dict[str, Metric] = {m.key: m for m in _TABLE}
@@ -103,6 +118,7 @@ MAIN = {
     "segmentation": ("miou", "pixel_accuracy"),
     "detection": ("ap50",),
     "language": ("perplexity", "bits_per_token", "accuracy", "nll"),
+    "embedding": ("ndcg_10", "spearman", "accuracy"),
     "generation": ("energy_distance", "frechet", "mmd", "oracle_nll", "mode_coverage"),
 }
 

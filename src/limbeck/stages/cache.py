@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Set
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.data.base import Source
-from limbeck.engine.cache import CacheSpec, TeacherCache, fill
+from limbeck.engine.cache import BY_TOKENS, CacheSpec, TeacherCache, TokenCache, fill, fill_tokens
 from limbeck.engine.progress import Progress
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
@@ -39,10 +39,21 @@ def cache(context: Context) -> None:
     needs = find("method", context.recipe.method.name).facts.get("needs", {})
     for role, teacher in context.teachers.items():
         signals = frozenset(needs.get(role, needs.get("*", {"logits"})))
-        folder = cache_root() / "signals" / f"{teacher.hash[:16]}-{source.fingerprint[:16]}-{spec.key(signals)}"
+        folder = cache_root() / "signals" / f"{teacher.hash[:16]}-{_of_data(source, spec)[:16]}-{spec.key(signals)}"
         context.once(partial(_fill, context, teacher, source, folder, spec, signals))
-        teacher.stored = TeacherCache.open(folder, teacher_hash=teacher.hash, fingerprint=source.fingerprint)
-        context.say(f"cache: {role}'s {', '.join(sorted(signals))} from {folder}")
+        says = ""
+        if spec.mode in BY_TOKENS:
+            own = source.spec.tokenizer_hash
+            kept = TokenCache.open(folder, teacher_hash=teacher.hash, tokenizer=own)
+            teacher.stored, says = kept, f"; {kept.says()}"
+        else:
+            teacher.stored = TeacherCache.open(folder, teacher_hash=teacher.hash, fingerprint=source.fingerprint)
+        context.say(f"cache: {role}'s {', '.join(sorted(signals))} from {folder}{says}")
+
+
+def _of_data(source: Source, spec: CacheSpec) -> str:
+    """What of the data a cache is tied to: its content, or, where rows are found by their tokens, the tokenizer."""
+    return f"text{source.spec.tokenizer_hash or ''}" if spec.mode in BY_TOKENS else source.fingerprint
 
 
 def _fill(context: Context, teacher: Teacher, source: Source, folder: Path, spec: CacheSpec, signals: Set[str]) -> None:
@@ -53,10 +64,12 @@ def _fill(context: Context, teacher: Teacher, source: Source, folder: Path, spec
     bar = Progress(f"cache: {teacher.name}", len(source) * len(spec.view_numbers), quiet=context.quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come with the cache, too
-        kept = fill(
-            folder, teacher, source, spec, signals, batch_size=256, device=device,
-            progress=lambda done, total: bar.update(done),
-        )  # fmt: skip
+        shown: dict[str, Any] = {"device": device, "progress": lambda done, total: bar.update(done)}
+        kept: TokenCache | TeacherCache
+        if spec.mode in BY_TOKENS:
+            kept = fill_tokens(folder, teacher, source, spec, batch_size=256, **shown)
+        else:
+            kept = fill(folder, teacher, source, spec, signals, batch_size=256, **shown)
     kept.verify(teacher.compute, source, settings.verify, device=device)
     for warning in kept.warnings:
         context.say(f"cache: {warning}")
@@ -79,8 +92,11 @@ def check_cache(recipe: Recipe) -> None:
     method = find("method", recipe.method.name)
     if method.facts.get("live", False):
         raise UserError(f"cache: method {method.name} looks inside the teacher, and a cache holds its outputs alone")
-    if recipe.cache.mode == "topk" and not method.facts.get("truncated", False):
-        raise UserError(f"cache: method {method.name} needs whole logits, so mode topk does not serve it; use fp16")
+    mode = recipe.cache.mode
+    if mode in ("topk", "packed") and not method.facts.get("truncated", False):
+        raise UserError(f"cache: method {method.name} needs whole logits, so mode {mode} does not serve it; use fp16")
+    if mode == "sampled" and not method.facts.get("sampled", False):
+        raise UserError(f"cache: method {method.name} does not learn from draws: use mode packed or fp16, or sparse_kd")
     cache_spec(recipe)
 
 
@@ -89,10 +105,20 @@ def cache_spec(recipe: Recipe) -> CacheSpec:
     settings, param = recipe.cache, find("method", recipe.method.name).param("temperature")
     assert settings is not None
     temperature = 1.0
-    if settings.mode == "topk" and param is not None:
+    if settings.mode in ("topk", *BY_TOKENS) and param is not None:
         temperature = recipe.method.args.get("temperature", param.default)
     if not isinstance(temperature, int | float):
-        raise UserError("cache: mode topk needs a fixed method.temperature: a scheduled one needs mode fp16 or full")
+        raise UserError(
+            f"cache: mode {settings.mode} needs a fixed method.temperature: a scheduled one needs mode fp16 or full"
+        )
     return CacheSpec(
-        mode=settings.mode, k=settings.k, views=settings.views, budget=settings.budget, temperature=float(temperature)
+        mode=settings.mode,
+        k=settings.k,
+        views=settings.views,
+        budget=settings.budget,
+        temperature=float(temperature),
+        bits=settings.bits,
+        draws=settings.draws,
+        proposal=settings.proposal,
+        seed=settings.seed,
     )

@@ -32,7 +32,11 @@ KINDS = {
     "chain": "an exact chain as the teacher, such as markov_chain",
     "denoiser": "a teacher that is a denoiser",
     "pictures": "pictures with classes as the data",
+    "collection": "queries and documents as the data, such as data 'retrieval'",
+    "pairs": "pairs of texts with scores as the data, such as data 'text_pairs'",
 }
+OF_DATA = {"pictures", "collection", "pairs"}
+"""Those of them that the data alone decides."""
 """What metrics need, in words."""
 
 
@@ -58,6 +62,7 @@ def at_hand(recipe: Recipe, data: Mapping[str, Data]) -> set[str]:
     main = next(iter(data.values()), None)
     if main is not None and main.train is not None and main.test is not None and main.spec.classes is not None:
         found |= {"pictures"} if len(main.spec.shape) == 3 and main.spec.shape[0] in (1, 3) else set()
+    found |= {kind for kind in ("collection", "pairs") if main is not None and getattr(main.test, kind, None)}
     facts = _facts(_judge(recipe))
     gives = facts.get("gives", {"denoiser"} if recipe.teachers else ())
     exact = facts.get("exact", False)
@@ -111,7 +116,7 @@ def check_metrics(recipe: Recipe, data: Mapping[str, Data]) -> None:
         if not judges(part, task):
             tasks = " or ".join(sorted(part.facts["task"]))
             raise UserError(f"evaluate: metric '{block.name}' judges {tasks}, and this data is for {task}")
-        missing = lacks(part, here) - (set() if known else KINDS.keys() - {"pictures"})
+        missing = lacks(part, here) - (set() if known else KINDS.keys() - OF_DATA)
         if missing:
             says = " and ".join(KINDS[kind] for kind in sorted(missing))
             whose = f"the teacher is {judge.name}" if recipe.teachers else "there is no teacher"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from limbeck import __version__
-from limbeck.arms import fingerprints
+from limbeck.arms import file_state, fingerprints, start_files
 from limbeck.codehash import code_of
 from limbeck.data.base import Data, Source
 from limbeck.engine.teacher import Teacher
@@ -27,7 +27,6 @@ from limbeck.training import Ingredients, data_of, train
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
-    from limbeck.recipe.parts import TeacherBlock
 
 QUICK = 10_000
 """Samples that a teacher's own score is taken over, at most."""
@@ -49,7 +48,7 @@ def teacher(context: Context) -> None:
         own_labels = block.own_data and _unlike(context, prepared.stored)
         arm.judged_by = _try(context, made, arm, needs_logits(context.recipe, role), own_labels=own_labels)
         context.teachers[role], context.arms[role] = made, arm
-        loaded = ", every weight found in its file" if _pretrained(block) else ""
+        loaded = ", every weight found in its file" if block.loaded and not block.finetune else ""
         context.say(
             f"{role}: {arm.describe}, {made.parameters():,} parameters, none trains{loaded}; "
             f"hash {made.hash[:12]}{_own_score(context, arm)}"
@@ -91,7 +90,7 @@ def prepare(
     block = recipe.teachers[role]
     facts = {} if block.block.name == "auto" else find("model", block.block.name).facts
     exact = facts.get("exact", False) or facts.get("trained", False)
-    if exact or _pretrained(block):
+    if exact or (block.loaded and not block.finetune):
         here = Ingredients(data, {}, context.fabric, context.quiet)
         spec, seed = here.main.spec.as_dict(), context.recipe.seed
         stored = build_model(block.block, offers=here.offers, seed=seed, path=block.path, spec=spec)
@@ -109,15 +108,13 @@ def prepare(
     return Prepared(made, stored, own, folder, trained.numbers)
 
 
-def _pretrained(block: TeacherBlock) -> bool:
-    return block.path is not None or "path" in block.block.args or "hub" in block.block.args
-
-
 def teacher_key(recipe: Recipe, data: Mapping[str, Data], above: Mapping[str, Teacher], seed: int) -> str:
     """What a trained teacher depends on: its recipe and data, and the weights of those ``above`` that taught it."""
     contents = fingerprints(data, ("train", "val"))
     code = code_of(recipe.tree, recipe.method.name)
     facts = [recipe.fingerprint("student", "method", "train"), contents, code, seed, __version__]
+    if files := start_files(recipe):
+        facts.append([file_state(path) for path in files])
     if above:
         facts.append({name: teacher.hash for name, teacher in above.items()})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -133,8 +130,15 @@ def _try(
     """Run the teacher on two samples; gives the metrics that can judge it, None for all."""
     main = context.ingredients.main
     source = main.train or main.test or main.val
+    if "logits_topk" in made.gives and "logits" not in made.gives:
+        context.notes.append(f"{made.name}: {arm.describe} tells only of its likeliest tokens: it is not judged")
+        return ()
     if source is None or "logits" not in made.gives or main.spec.task == "generation":
         return None
+    theirs = getattr(made.module, "tokenizer_hash", None)
+    if main.spec.tokenizer_hash and theirs and theirs != main.spec.tokenizer_hash:
+        context.notes.append(f"{made.name}: {arm.describe} reads other tokens than the data: it is not judged")
+        return ()
     batch = context.fabric.to_device(source.batch(torch.arange(min(2, len(source)))))
     made.module.to(context.fabric.device)
     try:

@@ -7,18 +7,29 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.language.losses import (
+    alpha_divergence,
+    chi_squared,
     cut,
+    f_divergence,
+    forward_kl,
     generalised_jsd,
+    reverse_kl,
     shared_vocabulary,
     shift,
     skew_forward_kl,
     skew_reverse_kl,
+    squared_hellinger,
+    tempered_divergence,
     token_divergence,
     token_term,
     total_variation,
+    truncated_divergence,
 )
+from limbeck.truncated import topk_of, truncated_kl
 
-DIRECTIONS = ("forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd")
+DIRECTIONS = (
+    "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "alpha", "hellinger",
+)  # fmt: skip
 
 
 def pair(seed=0, shape=(2, 3, 5), dtype=torch.float64):
@@ -41,6 +52,9 @@ def by_hand(student, teacher, direction, beta, skew):
         "skew_forward": lambda: kl(p, skew * p + (1 - skew) * q),
         "skew_reverse": lambda: kl(q, (1 - skew) * p + skew * q),
         "tvd": lambda: (p - q).abs().sum() / 2,
+        "jeffreys": lambda: (kl(p, q) + kl(q, p)) / 2,
+        "alpha": lambda: ((p**0.3 * q**0.7).sum() - 1) / (0.3 * -0.7),
+        "hellinger": lambda: 1 - (p * q).sqrt().sum(),
     }[direction]()
 
 
@@ -49,7 +63,7 @@ def by_hand(student, teacher, direction, beta, skew):
 def test_value_and_gradient_are_those_of_the_definition(direction, temperature, scale):
     student, teacher = pair()
     student.requires_grad_(True)
-    options = {"beta": 0.3, "skew": 0.2}
+    options = {"beta": 0.3, "skew": 0.2, "alpha": 0.3}
     value = token_divergence(student, teacher, direction=direction, temperature=temperature, scale=scale, **options)
     factor = temperature**2 if scale else 1.0
     rows = zip(student.flatten(0, 1) / temperature, teacher.flatten(0, 1) / temperature, strict=True)
@@ -212,3 +226,109 @@ def test_unlike_tokenizers_of_equal_width_are_refused():
     """Equal widths are no proof: the same column may mean another token."""
     with pytest.raises(UserError, match=r"aaaa with 100 entries, bbbb with 100"):
         shared_vocabulary(100, 100, "aaaa", "bbbb")
+
+
+GENERATORS = {
+    "kl": lambda u: u * u.log(),
+    "reverse_kl": lambda u: -u.log(),
+    "js": lambda u: 0.5 * (u * u.log() - (u + 1) * ((u + 1) / 2).log()),
+    "tv": lambda u: 0.5 * (u - 1).abs(),
+    "chi2": lambda u: (u - 1) ** 2,
+    "hellinger": lambda u: 0.5 * (u.sqrt() - 1) ** 2,
+    "alpha": lambda u: (u**1.7 - 1.7 * (u - 1) - 1) / (1.7 * 0.7),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_f_divergences_are_the_sum_over_their_generator(name):
+    student, teacher = pair()
+    student.requires_grad_(True)
+    log_p, log_q = torch.log_softmax(teacher, -1), torch.log_softmax(student, -1)
+    value = f_divergence(log_p, log_q, name, alpha=1.7)
+    wanted = (log_q.exp() * GENERATORS[name](log_p.exp() / log_q.exp())).sum(-1)
+    torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-12)
+    own, hand = (torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (value, wanted))
+    torch.testing.assert_close(own, hand, rtol=1e-8, atol=1e-10)
+    named = f_divergence(log_p, log_q, lambda log_u: GENERATORS[name](log_u.exp()))
+    torch.testing.assert_close(named, wanted)
+
+
+def test_an_unknown_generator_is_refused():
+    with pytest.raises(ValueError, match="no generator is called 'renyi'"):
+        f_divergence(*pair(), "renyi")
+
+
+def test_alpha_goes_over_into_the_divergences_at_its_ends_without_losing_digits():
+    """(sum p^a q^(1-a) - 1) / (a (a - 1)) as it stands loses seven digits in float32 at a = 1e-6."""
+    p, q = (torch.log_softmax(x, -1) for x in pair(dtype=torch.float32))
+    torch.testing.assert_close(alpha_divergence(p, q, 1 - 1e-6), forward_kl(p, q), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alpha_divergence(p, q, 1e-6), reverse_kl(p, q), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alpha_divergence(p, q, 1.0), forward_kl(p, q))
+    torch.testing.assert_close(alpha_divergence(p, q, 0.0), reverse_kl(p, q))
+    torch.testing.assert_close(alpha_divergence(p, q, 0.5), 4 * squared_hellinger(p, q), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alpha_divergence(p, q, -1.0), 0.5 * chi_squared(q, p), rtol=1e-4, atol=1e-6)
+
+
+def test_what_one_side_rules_out_is_infinite_only_where_it_has_to_be():
+    log_p = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    log_q = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert alpha_divergence(log_p, log_q, 0.5) == pytest.approx(4 * (1 - 0.5 - math.sqrt(0.125)), rel=1e-5)
+    assert alpha_divergence(log_p, log_q, 2.0) == pytest.approx(0.5 * (0.5 + 1.0 - 1), rel=1e-5)
+    assert alpha_divergence(log_q, log_p, 2.0) == math.inf
+    assert alpha_divergence(log_p, log_q, -1.0) == math.inf
+    assert f_divergence(log_q, log_p, "chi2") == math.inf
+    assert float(f_divergence(log_q, log_p, "hellinger")) < 1
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_tokens_can_have_temperatures_of_their_own(direction):
+    student, teacher = pair()
+    heat = torch.tensor([[0.5, 1.0, 2.0], [1.5, 3.0, 1.0]], dtype=torch.float64)
+    each = torch.stack([
+        tempered_divergence(student[b, t], teacher[b, t], float(heat[b, t]), direction)
+        for b in range(2)
+        for t in range(3)
+    ]).view(2, 3)  # fmt: skip
+    torch.testing.assert_close(tempered_divergence(student, teacher, heat, direction), each)
+    with pytest.raises(ValueError, match="same shape"):
+        tempered_divergence(student, teacher, heat[:1])
+    with pytest.raises(ValueError, match="positive"):
+        tempered_divergence(student, teacher, heat - 0.5)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("k", [1, 3, 4, 5])
+def test_a_truncated_teacher_has_every_divergence_over_its_buckets(direction, k):
+    student, teacher = pair()
+    topk = topk_of(teacher, k, 1.5)
+    value = truncated_divergence(student, topk, direction, beta=0.3, skew=0.2, alpha=0.3)
+    for b in range(2):
+        for t in range(3):
+            q, p = (torch.softmax(x[b, t] / 1.5, -1) for x in (student, teacher))
+            kept = topk.indices[b, t]
+            sides = [torch.cat([x[kept], 1 - x[kept].sum()[None]])[: min(k + 1, 5)] for x in (q, p)]
+            wanted = by_hand(*(x.log() for x in sides), direction, 0.3, 0.2) * 1.5**2
+            torch.testing.assert_close(value[b, t], wanted, rtol=1e-7, atol=1e-9)
+    whole = token_divergence(student, teacher, direction=direction, temperature=1.5, beta=0.3, skew=0.2, alpha=0.3)
+    assert (value <= whole + 1e-9).all(), "merging tokens cannot raise a divergence"
+    if k >= 4:
+        torch.testing.assert_close(value, whole)
+    if direction in ("forward", "reverse"):
+        torch.testing.assert_close(value, truncated_kl(student, topk, direction) * 1.5**2)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_generalised_jsd_is_that_of_trl_in_value_and_gradient(beta, temperature):
+    """trl agrees at both ends too. It leaves out the factor of temperature squared, and gives NaN for a token that
+    both sides rule out, where this is the divergence over the others."""
+    trainer = pytest.importorskip("trl.experimental.gkd").GKDTrainer
+    student, teacher = pair()
+    labels = torch.tensor([[-100, 1, 2], [3, -100, 0]])
+    student.requires_grad_(True)
+    theirs = trainer.generalized_jsd_loss(student, teacher, labels, beta=beta, temperature=temperature)
+    value = token_divergence(student, teacher, direction="jsd", beta=beta, temperature=temperature, scale=False)
+    term = token_term(value, labels != -100)
+    torch.testing.assert_close(term.sum / term.count, theirs)
+    own, hand = (torch.autograd.grad(x, student)[0] for x in (term.sum / term.count, theirs))
+    torch.testing.assert_close(own, hand)

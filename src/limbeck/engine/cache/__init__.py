@@ -9,20 +9,29 @@ when it was cut off.
     cache = fill(directory, teacher, source, spec, {"logits"}, batch_size=256)
     cache.verify(teacher, source)
     topk = cache.lookup(batch["id"], batch["view"]).logits_topk
+
+Distributions of next tokens have modes of their own, ``packed`` and ``sampled``: a row is found by its tokens, so one
+cache serves all data that holds the same rows (:func:`~limbeck.engine.cache.token_writer.fill_tokens`).
 """
 
 from limbeck.engine.cache.budget import check_budget, estimate
 from limbeck.engine.cache.reader import NotCachedError, TeacherCache
-from limbeck.engine.cache.spec import CacheSpec, format_bytes, parse_bytes
+from limbeck.engine.cache.spec import BY_TOKENS, CacheSpec, format_bytes, parse_bytes
+from limbeck.engine.cache.token_reader import TokenCache
+from limbeck.engine.cache.token_writer import estimate_tokens, fill_tokens
 from limbeck.engine.cache.writer import fill
 
 __all__ = [
+    "BY_TOKENS",
     "CacheSpec",
     "NotCachedError",
     "TeacherCache",
+    "TokenCache",
     "check_budget",
     "estimate",
+    "estimate_tokens",
     "fill",
+    "fill_tokens",
     "format_bytes",
     "parse_bytes",
 ]

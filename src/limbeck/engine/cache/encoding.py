@@ -117,7 +117,7 @@ def encode(value: Tensor, info: SignalInfo) -> dict[str, np.ndarray]:
     if info.encoding == "exact":
         return {info.name: value.numpy()}
     value = value.float()
-    _refuse_non_finite(value, info)
+    refuse_non_finite(value, info.name)
     if info.encoding == "full":
         return {info.name: value.numpy()}
     if info.encoding == "fp16":
@@ -171,10 +171,10 @@ def _worst(values: Tensor) -> Tensor:
     return values.flatten(1).amax(1) if values.dim() > 1 else values
 
 
-def _refuse_non_finite(value: Tensor, info: SignalInfo) -> None:
+def refuse_non_finite(value: Tensor, name: str) -> None:
     """-inf is a class that cannot be; NaN and +inf are a broken teacher, and one bad row would poison a run."""
     if torch.isnan(value).any() or torch.isposinf(value).any():
-        raise UserError(f"the teacher's '{info.name}' holds NaN or +inf: it is not cached")
+        raise UserError(f"the teacher's '{name}' holds NaN or +inf: it is not cached")
 
 
 def _index_dtype(classes: int) -> str:

@@ -13,12 +13,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import Field, ValidationError
 
 from limbeck.engine.cache.encoding import Column, Frozen, SignalInfo
 from limbeck.errors import UserError
+
+Kind = TypeVar("Kind", bound=Frozen)
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -134,6 +136,17 @@ def load_manifest(directory: Path) -> Manifest:
     Raises:
         UserError: there is none, it is damaged, or it is of another version.
     """
+    manifest = read_manifest(directory, Manifest)
+    _check_numbers(manifest, directory / MANIFEST)
+    return manifest
+
+
+def read_manifest(directory: Path, kind: type[Kind]) -> Kind:
+    """Read a manifest of a kind.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another version.
+    """
     path = directory / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf8"))
@@ -145,16 +158,14 @@ def load_manifest(directory: Path) -> Manifest:
     if version != VERSION:
         raise UserError(f"{path} is of version {version}, this library reads version {VERSION}: fill the cache again")
     try:
-        manifest = Manifest.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path} is damaged ({where}: {first['msg']}): delete the cache and fill it again") from None
-    _check_numbers(manifest, path)
-    return manifest
 
 
-def save_manifest(directory: Path, manifest: Manifest) -> None:
+def save_manifest(directory: Path, manifest: Frozen) -> None:
     """Replace the manifest in one step, so that a reader sees the old one or the new one."""
     write_atomically(directory / MANIFEST, manifest.model_dump_json(indent=1).encode())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,8 @@ class TeacherCache:
             raise UserError(
                 f"the teacher cache at {directory} lacks {missing} of {len(manifest.shards)} shards: fill it on"
             )
-        _check_shards(directory, manifest, verify)
+        sizes = [manifest.shard_bytes(index) for index in range(len(manifest.shards))]
+        check_shards(directory, sizes, [s.sha256 for s in manifest.shards if s is not None], verify)
         return cls(directory, manifest)
 
     def __len__(self) -> int:
@@ -125,6 +126,10 @@ class TeacherCache:
         rows = self._rows(ids.detach().cpu().numpy(), int(view))
         columns = self._gather(rows)
         return Signals({s.gives: decode(columns, s).to(ids.device) for s in self.manifest.signals})
+
+    def serve(self, batch: Mapping[str, Any]) -> Signals:
+        """The teacher's signals for a batch, by its ids and view."""
+        return self.lookup(batch["id"], int(batch["view"]))
 
     def verify(
         self,
@@ -271,21 +276,25 @@ def remember_verified(directory: Path, hashes: Mapping[int, str]) -> None:
         return
 
 
-def _check_shards(directory: Path, manifest: Manifest, verify: bool | None) -> None:
+def check_shards(directory: Path, sizes: Sequence[int], hashes: Sequence[str], verify: bool | None) -> None:
+    """Refuse shards that are missing, cut off or altered; see :meth:`TeacherCache.open` for ``verify``.
+
+    Raises:
+        UserError: names the file.
+    """
     noted = {} if verify else _verified(directory)
     fresh = {}
-    for index, shard in enumerate(manifest.shards):
-        assert shard is not None
-        path, size = shard_path(directory, index), manifest.shard_bytes(index)
+    for index, (size, sha256) in enumerate(zip(sizes, hashes, strict=True)):
+        path = shard_path(directory, index)
         if not path.exists() or path.stat().st_size != size:
             has = f"has {path.stat().st_size} bytes, not {size}" if path.exists() else "is missing"
             raise UserError(f"{path} {has}: delete it and fill the cache on")
-        if verify is False or noted.get(str(index)) == [shard.sha256, *_stamp(path)]:
+        if verify is False or noted.get(str(index)) == [sha256, *_stamp(path)]:
             continue
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise UserError(f"{path} was altered (its hash is not the manifest's): delete it and fill the cache on")
-        fresh[index] = shard.sha256
+        fresh[index] = sha256
     if fresh:
         remember_verified(directory, fresh)
 

@@ -11,7 +11,9 @@ from typing import Literal, get_args
 from limbeck.errors import UserError
 from limbeck.registry import nearest
 
-Mode = Literal["full", "fp16", "topk"]
+Mode = Literal["full", "fp16", "topk", "packed", "sampled"]
+BY_TOKENS = ("packed", "sampled")
+"""Modes that keep distributions of next tokens, found by the text."""
 
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}{end}": 1000**power for power, prefix in enumerate("kmgt", 1) for end in ("", "b")}
@@ -48,12 +50,17 @@ class CacheSpec:
     Attributes:
         mode: ``full`` keeps float32, ``fp16`` halves it, ``topk`` keeps of each logits signal the k likeliest classes
             with their log-probabilities and the tail's log-mass (other float signals are then kept in fp16). Integer
-            signals are always kept as they are.
-        k: classes kept by ``topk``.
+            signals are always kept as they are. Two modes are for text alone, whose rows they find by their tokens:
+            ``packed`` keeps the k likeliest tokens and the tail in few bytes, ``sampled`` tokens drawn at random.
+        k: classes kept by ``topk`` and ``packed``.
         views: how many augmented views of each sample, numbered from 0, or their numbers.
         budget: bytes the directory may take, a number or text like ``2GB``.
         temperature: that ``topk`` divides logits by. Distributions cut at one temperature cannot be moved to another.
         logprobs: precision of ``topk``'s log-probabilities.
+        bits: of a probability in ``packed``.
+        draws: how many tokens ``sampled`` draws, with replacement.
+        proposal: exponent of the distribution that it draws from; 1 is the teacher's own.
+        seed: of the draws.
 
     Raises:
         UserError: a value is out of range.
@@ -65,15 +72,20 @@ class CacheSpec:
     budget: int | str = "4GB"
     temperature: float = 1.0
     logprobs: Literal["fp16", "fp32"] = "fp16"
+    bits: int = 5
+    draws: int = 50
+    proposal: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             hint = nearest(self.mode, get_args(Mode))
             raise UserError(
-                f"cache mode '{self.mode}' is unknown: {f'did you mean {hint}?' if hint else 'full, fp16 or topk'}"
+                f"cache mode '{self.mode}' is unknown: "
+                f"{f'did you mean {hint}?' if hint else 'full, fp16, topk, packed or sampled'}"
             )
-        if self.mode == "topk" and (self.k is None or self.k < 1):
-            raise UserError(f"cache mode topk needs k, the number of classes to keep, e.g. k: 32; got {self.k}")
+        if self.mode in ("topk", "packed") and (self.k is None or self.k < 1):
+            raise UserError(f"cache mode {self.mode} needs k, the number of classes to keep, e.g. k: 32; got {self.k}")
         if not self.view_numbers or len(set(self.view_numbers)) != len(self.view_numbers):
             raise UserError(f"cache views must be a positive number or distinct view numbers, got {self.views}")
         if not self.temperature > 0:
@@ -89,8 +101,15 @@ class CacheSpec:
 
     def key(self, signals: Collection[str]) -> str:
         """A short name of what is stored and how, for the cache's directory; the budget is no part of it."""
-        truncation = (self.k, float(self.temperature), self.logprobs) if self.mode == "topk" else ()
-        what = repr((self.mode, truncation, self.view_numbers, sorted(signals)))
+        kept: tuple[object, ...] = ()
+        views: tuple[int, ...] = () if self.mode in BY_TOKENS else self.view_numbers
+        if self.mode == "topk":
+            kept = (self.k, float(self.temperature), self.logprobs)
+        elif self.mode == "packed":
+            kept = (self.k, float(self.temperature), self.bits)
+        elif self.mode == "sampled":
+            kept = (self.draws, float(self.temperature), float(self.proposal), self.seed)
+        what = repr((self.mode, kept, views, sorted(signals)))
         return f"{self.mode}-{hashlib.blake2b(what.encode(), digest_size=6).hexdigest()}"
 
     @property

@@ -92,8 +92,8 @@ def fill(
     wanted = _plan(compute, source, spec, found)
     size = check_budget(spec, wanted.signals, wanted.count)
     if found is None:
-        _check_disk(directory, size)
-    with _disk_errors(directory), _exclusive(directory):
+        check_disk(directory, size)
+    with disk_errors(directory), exclusive(directory):
         manifest = _resume(directory, wanted)
         filler = _Filler(directory, compute, source, batch_size, progress)
         for index in [i for i, shard in enumerate(manifest.shards) if shard is None]:
@@ -308,7 +308,12 @@ def _reserve(file: BinaryIO, size: int) -> None:
 # Guards
 
 
-def _check_disk(directory: Path, size: int) -> None:
+def check_disk(directory: Path, size: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        UserError: says what is needed and what is free.
+    """
     existing = next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if size > free:
@@ -316,7 +321,8 @@ def _check_disk(directory: Path, size: int) -> None:
 
 
 @contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Say of a disk that is full in a line what to do; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -329,7 +335,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path) -> Iterator[None]:
     """Hold the directory against other fillers; the lock goes with the process, however it ends."""
     directory.mkdir(parents=True, exist_ok=True)
     try:

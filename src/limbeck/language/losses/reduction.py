@@ -33,6 +33,8 @@ def token_term(
     reduction: Literal["token_mean", "seq_mean", "max_len"] = "token_mean",
     weight: float = 1.0,
     max_len: int | None = None,
+    unit: str = "tokens",
+    rows: str = "sequences",
 ) -> Term:
     """The term of values per token [B, T] whose positions ``mask`` [B, T] count.
 
@@ -41,17 +43,19 @@ def token_term(
     - ``max_len``: sum per sequence / the constant ``max_len``, then mean over all sequences; a token weighs the same
       in every batch, however many others are there.
 
+    ``unit`` and ``rows`` say what is counted by the first and the second, where it is not tokens (spans, say).
+
     Raises:
         ValueError: the shapes differ, or ``max_len`` is missing.
     """
     if reduction == "token_mean":
-        return Term.of(values, mask, weight=weight, unit="tokens")
+        return Term.of(values, mask, weight=weight, unit=unit)
     same_shape(values=values, mask=mask)
     mask = mask.bool()
     sums = values.masked_fill(~mask, 0.0).sum(1)
     if reduction == "seq_mean":
         lengths = mask.sum(1)
-        return Term((sums / lengths.clamp(min=1)).sum(), (lengths > 0).sum(), weight, "sequences")
+        return Term((sums / lengths.clamp(min=1)).sum(), (lengths > 0).sum(), weight, rows)
     if max_len is None or max_len < 1:
         raise ValueError(f"reduction 'max_len' needs a positive max_len, got {max_len}")
     return Term(sums.sum() / max_len, len(values), weight, "samples")

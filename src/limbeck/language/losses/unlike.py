@@ -51,5 +51,5 @@ def sorted_pair(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     if p.shape[:-1] != q.shape[:-1]:
         raise ValueError(f"{tuple(p.shape)} and {tuple(q.shape)} must have the same leading dimensions")
     width = max(p.shape[-1], q.shape[-1])
-    p, q = (torch.sort(each, dim=-1, descending=True).values for each in (p, q))
-    return F.pad(p, (0, width - p.shape[-1])), F.pad(q, (0, width - q.shape[-1]))
+    p, q = (F.pad(each, (0, width - each.shape[-1])) for each in (p, q))
+    return torch.sort(p, dim=-1, descending=True).values, torch.sort(q, dim=-1, descending=True).values

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.engine.method import Batch, Term
+from limbeck.engine.method import Batch, Parts, Term
 from limbeck.language.base import TokenMethod
+from limbeck.language.head import ChunkedTerms
 from limbeck.losses import cross_entropy
 from limbeck.registry import register
 
@@ -20,18 +21,35 @@ class WordKD(TokenMethod):
 
     Args:
         alpha: weight of the divergence, the rest is cross-entropy with the text.
+        chunked: compute the vocabulary head and both losses a few tokens at a time, so that the logits of a batch are
+            never held; by default where they are large and the models allow it. Value and gradient are the same.
     """
 
     needs = {"teacher": {"logits"}}
     dial = "alpha"
     truncated = True
 
-    def __init__(self, *, alpha: float = 0.5, **rest: Any) -> None:
+    def __init__(self, *, alpha: float = 0.5, chunked: bool | None = None, **rest: Any) -> None:
         super().__init__(**rest)
         self.alpha = alpha
+        self.chunked = chunked
+
+    def setup(self, parts: Parts) -> None:
+        """As every token method; where chunks are asked for, models that cannot do it are refused.
+
+        Raises:
+            UserError: that, or what :meth:`TokenMethod.setup` refuses.
+        """
+        super().setup(parts)
+        self.in_chunks = ChunkedTerms(self)
+        if self.chunked:
+            self.in_chunks.check()
 
     def terms(self, batch: Batch) -> dict[str, Term]:
         """The terms ``ce`` and ``kd``; one whose weight is zero is left out."""
+        terms = self.in_chunks(batch, {"kd": self.alpha, "ce": 1 - self.alpha}, self.chunked)
+        if terms is not None:
+            return terms
         logits, labels = self.next_tokens(batch)
         values: dict[str, tuple[Tensor, float]] = {}
         if self.alpha < 1:
