@@ -132,6 +132,8 @@ def test_a_teacher_of_text_alone_will_do_but_not_for_beams(data):
         ready(data, teacher=Scribe(), gives={"text"})
 
 
-def test_several_texts_of_a_search_that_has_one_are_refused(data):
-    with pytest.raises(UserError, match="per_prompt 3 needs sample"):
-        ready(data, search="greedy", per_prompt=3)
+def test_a_search_that_has_one_text_has_one_and_none_is_refused(data):
+    method, batch = ready(data, search="greedy", per_prompt=3), data.train.batch(torch.arange(3))
+    assert text_of(method, batch) == greedy(data, method.teacher.module, batch)
+    with pytest.raises(UserError, match="per_prompt must be at least 1"):
+        ready(data, search="sample", per_prompt=0)

@@ -155,9 +155,8 @@ class MGSR(RolloutMethod):
 
     def _rewritten(self, rollout: Rollout, place: Tensor, better: Tensor, clock: Clock) -> Rollout:
         """Rows with the token at ``place`` (0: none) set, and everything after it written anew by the student."""
+        # The student writes where nothing is wrong too: a sharded one is only run by all processes together.
         batch, wrong = rollout.batch, place > 0
-        if not bool(wrong.any()):
-            return rollout
         tokens, width = batch["input_ids"], batch["input_ids"].shape[1]
         context = self.context or width
         at = torch.arange(width, device=tokens.device)

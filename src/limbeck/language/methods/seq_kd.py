@@ -31,7 +31,7 @@ class SeqKD(RolloutMethod):
         beams: how many are followed.
         length_penalty: beams are ranked by log-probability / length ** this.
         nearest: of the beams, take the one nearest to the data's text by BLEU (the paper's "Seq-Inter").
-        per_prompt: samples to each prompt, one of which is drawn each time that it is learnt.
+        per_prompt: samples to each prompt, one of which is drawn each time; the other searches have one text.
         text_seed: of the samples; trainings of unlike seeds learn the same text.
         new_tokens: how many tokens are written at most.
         prompt: tokens of a plain row that are the prompt; by default half of it.
@@ -92,10 +92,6 @@ class SeqKD(RolloutMethod):
         super().setup(parts)
         if min(self.beams, self.per_prompt) < 1:
             raise UserError(f"beams and per_prompt must be at least 1, got {self.beams} and {self.per_prompt}")
-        if self.per_prompt > 1 and self.search != "sample":
-            raise UserError(
-                f"search '{self.search}' has one text to a prompt; per_prompt {self.per_prompt} needs sample"
-            )
         if self.search == "beam" and "logits" not in self.teacher.gives:
             raise UserError("beams need the teacher's logits; with a teacher of text alone search is greedy or sample")
         beam = self.search == "beam"
@@ -104,7 +100,7 @@ class SeqKD(RolloutMethod):
             self,
             parts,
             heat=self.heat if self.search == "sample" else 0.0,
-            per_prompt=self.per_prompt,
+            per_prompt=self.per_prompt if self.search == "sample" else 1,
             seed=self.text_seed,
             keep=self.keep,
             write=self._beam if beam else None,
@@ -118,8 +114,9 @@ class SeqKD(RolloutMethod):
 
     def make(self, batch: Batch, clock: Clock) -> Rollout:
         """The teacher's text after the batch's prompts."""
-        drawn = clock.uniform(batch["id"], (1,), "response")[:, 0] * self.per_prompt
-        return self.responses.rows(batch, drawn.long().clamp(max=self.per_prompt - 1))
+        count = self.responses.per_prompt
+        drawn = (clock.uniform(batch["id"], (1,), "response")[:, 0] * count).long()
+        return self.responses.rows(batch, drawn.clamp(max=count - 1))
 
     def terms(self, batch: Batch) -> dict[str, Term]:
         """The term ``ce``."""
