@@ -183,7 +183,7 @@ def _small_model(block: Any, instead: Any) -> Any:
     kept = {k: v for k, v in block.items() if k not in ("train", "method", "data", "teacher", "teachers")}
     if "tokenizer" in (block.get("data") or {}):
         # A teacher of other tokens stays one; it reads as much text as the student.
-        kept["data"] = {**_small_data(block["data"]), "context": 3 * TEXT["context"]}
+        kept["data"] = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}
     return _small_block("model", kept)
 
 
