@@ -60,3 +60,23 @@ def test_no_sum_is_in_two_parts_and_a_seed_gives_the_same_ones():
 def test_what_cannot_be_made_is_refused(arguments, says):
     with pytest.raises(UserError, match=says):
         arithmetic(**arguments)
+
+
+def test_retold_rows_show_the_bare_sum_before_the_question_again():
+    plain, made = (arithmetic(train_size=6, test_size=3, retold=retold) for retold in (False, True))
+    assert len(made.train) == 12 and len(made.test) == 3
+
+    def text(source, row):
+        batch = source.batch(torch.tensor([row]))
+        there, learnt = batch["attention_mask"][0].bool(), batch["labels"][0] != -100
+        words = made.extra["tokenizer"]
+        return words.decode(batch["input_ids"][0][there & ~learnt]), words.decode(batch["labels"][0][learnt])
+
+    for row in range(6):
+        (asked, answer), again = text(made.train, row), text(made.train, row + 6)
+        assert (asked, answer) == text(plain.train, row)
+        total = answer.rpartition("=")[2].removesuffix("<eos>")
+        assert again == (f"{asked}{total} {asked}", answer)
+    assert text(made.test, 0) == text(plain.test, 0)
+    ids = torch.cat([source.ids for source in (made.train, made.test)])
+    assert len(ids.unique()) == 15

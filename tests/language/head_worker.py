@@ -36,7 +36,9 @@ def gradients(strategy: str, chunked: bool | None) -> dict[str, torch.Tensor]:
     terms = method.terms(own)
     fabric.backward(sum(t.weight * t.sum * 2 / counts[t.unit] for t in terms.values()))
     found = {n: p.grad for n, p in networks[0].named_parameters()}
-    return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in found.items() if g is not None}
+    return {
+        n: (g.full_tensor() if hasattr(g, "full_tensor") else g).contiguous() for n, g in found.items() if g is not None
+    }
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 from limbeck.errors import UserError
 from limbeck.language.capacity import Optimum, Study, law, optimum, study
 from limbeck.recipe import load_recipe
+from limbeck.run import run_recipe
 
 SIZES = [100, 200, 400, 800]
 
@@ -55,12 +56,12 @@ def test_a_study_distils_every_pair_and_draws_them(tmp_path, monkeypatch):
         }
     )
     widths = [{"hidden": 24}, {"hidden": 8}, {"hidden": 16}]
-    made = study(recipe, widths, [{}], seeds=[3], runs=tmp_path)
+    made = study(recipe, widths, [{}], seeds=[3], run=run_recipe, runs=tmp_path)
     assert made.losses.shape == (1, 3, 1) and list(made.teachers) == sorted(made.teachers)
     assert made.students == [made.teachers[0]]
     kept = json.loads((tmp_path / "capacity.json").read_text())
     assert kept["losses"] == made.losses.tolist() and (tmp_path / "capacity.png").stat().st_size > 1000
     with pytest.raises(UserError, match="three teachers"):
-        study(recipe, widths[:2], [{}], runs=tmp_path)
+        study(recipe, widths[:2], [{}], run=run_recipe, runs=tmp_path)
     with pytest.raises(UserError, match="no metric 'nil'"):
-        study(recipe, widths, [{}], seeds=[3], metric="nil", runs=tmp_path)
+        study(recipe, widths, [{}], seeds=[3], metric="nil", run=run_recipe, runs=tmp_path)

@@ -77,7 +77,7 @@ def read_fields(path: Path, fields: tuple[str, ...]) -> list[dict[str, str]]:
         UserError: the file is missing or not JSON lines, or a line lacks one of the fields.
     """
     found = []
-    for line, row in _rows(path):
+    for line, row in json_lines(path):
         plain = {f: str(row[f]) if isinstance(row.get(f), int | float) else row.get(f) for f in fields}
         found.append({f: _field(plain, f, path, line) for f in fields})
     return found

@@ -5,7 +5,7 @@ Zhang et al. 2023, "Towards the Law of Capacity Gap in Distilling Language Model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,7 @@ def study(
     teachers: Sequence[Mapping[str, Any]],
     students: Sequence[Mapping[str, Any]],
     *,
+    run: Callable[..., Any],
     seeds: Sequence[int] = (0, 1, 2),
     metric: str = "nll_per_token",
     runs: Path = Path("runs"),
@@ -140,6 +141,7 @@ def study(
         recipe: what the runs share: data, method, training.
         teachers: overrides of its ``teacher`` block, three or more sizes.
         students: overrides of its ``student`` block.
+        run: how a recipe is run: :func:`limbeck.run_recipe`.
         seeds: of the students.
         metric: what is compared; less is better.
         runs: where the runs are.
@@ -148,8 +150,6 @@ def study(
     Raises:
         UserError: too few teachers, or a metric that the runs do not have.
     """
-    from limbeck.run import run_recipe
-
     if len(teachers) < 3:
         raise UserError(f"capacity study: an optimum takes three teachers or more, got {len(teachers)}")
     sizes: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}
@@ -160,7 +160,7 @@ def study(
             own = recipe.with_overrides({**common, "teacher": dict(teacher), "student": dict(student)})
             own = own.with_overrides({"evaluate": [*own.tree.get("evaluate", ["perplexity"]), "efficiency"]})
             for k, seed in enumerate(seeds):
-                found = run_recipe(own, runs=runs, seed=seed, quiet=quiet).metrics
+                found = run(own, runs=runs, seed=seed, quiet=quiet).metrics
                 if metric not in found["student"]:
                     raise UserError(f"capacity study: no metric '{metric}'; there is {', '.join(found['student'])}")
                 losses[i, j, k] = found["student"][metric]

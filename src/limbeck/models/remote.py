@@ -1,4 +1,4 @@
-"""Asking a server for JSON: retries with growing pauses, several requests at once, errors in a line, and no key in any."""
+"""Asking a server for JSON: retries with growing pauses, several requests at once, clear errors, and no key in any."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Client:
         for attempt in range(self.retries + 1):
             try:
                 return self._once(path, content)
-            except _Again as problem:
+            except _AgainError as problem:
                 if attempt == self.retries:
                     tries = f"{attempt + 1} attempt{'s' * (attempt > 0)}"
                     raise UserError(f"endpoint {self.url}: {problem} ({tries})") from None
@@ -75,14 +75,16 @@ class Client:
         except urllib.error.HTTPError as error:
             says = f"answers {error.code}: {self._clean(error.read())}"
             if error.code in AGAIN:
-                raise _Again(says, _seconds(error.headers.get("Retry-After"))) from None
+                raise _AgainError(says, _seconds(error.headers.get("Retry-After"))) from None
             raise UserError(f"endpoint {self.url} {says}{_hint(error.code)}") from None
         except (json.JSONDecodeError, UnicodeDecodeError, http.client.IncompleteRead):
-            raise _Again("its answer is cut off or no JSON") from None
+            raise _AgainError("its answer is cut off or no JSON") from None
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
-            raise _Again(f"cannot be reached: {self._clean(str(getattr(error, 'reason', error)).encode())}") from None
+            raise _AgainError(
+                f"cannot be reached: {self._clean(str(getattr(error, 'reason', error)).encode())}"
+            ) from None
         if not isinstance(found, dict):
-            raise _Again("its answer is no JSON object")
+            raise _AgainError("its answer is no JSON object")
         return found
 
     def _clean(self, body: bytes) -> str:
@@ -91,7 +93,7 @@ class Client:
         return text.replace(self.key, "<key>") if self.key else text
 
 
-class _Again(Exception):
+class _AgainError(Exception):
     """A failure that may pass."""
 
     def __init__(self, says: str, after: float | None = None) -> None:

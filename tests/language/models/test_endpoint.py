@@ -78,15 +78,18 @@ class Server:
         k = min(body.get("logprobs") or body["prompt_logprobs"], self.most)
         values, best = logprobs.topk(k)
         if "echo" in body:
-            names = [{self.pieces[i]: v for i, v in zip(b, w)} for b, w in zip(best.tolist(), values.tolist())]
+            names = [
+                {self.pieces[i]: v for i, v in zip(b, w, strict=True)}
+                for b, w in zip(best.tolist(), values.tolist(), strict=True)
+            ]
             return {
                 "choices": [
                     {"logprobs": {"tokens": [self.pieces[i] for i in ids] + ["x"], "top_logprobs": [None, *names]}}
                 ]
             }
         entries = [
-            {str(i): {"logprob": v} for i, v in [*zip(b, w), (own, float(row[own]))]}
-            for b, w, own, row in zip(best.tolist(), values.tolist(), ids[1:], logprobs)
+            {str(i): {"logprob": v} for i, v in [*zip(b, w, strict=True), (own, float(row[own]))]}
+            for b, w, own, row in zip(best.tolist()[:-1], values.tolist()[:-1], ids[1:], logprobs[:-1], strict=True)
         ]
         return {"choices": [{"prompt_logprobs": [None, *entries]}]}
 
@@ -217,7 +220,7 @@ def test_another_tokenizer_is_refused_and_nothing_is_kept(server, data, tmp_path
     with pytest.raises(UserError, match="another tokenizer"):
         remote(server, data, tmp_path, "prompt_logprobs").answer(tokens)
     server.answer = lambda body: {"choices": [{"text": "no log-probabilities"}]}
-    with pytest.raises(UserError, match="gives no log-probabilities of the text .* api: prompt_logprobs"):
+    with pytest.raises(UserError, match=r"gives no log-probabilities of the text .* api: prompt_logprobs"):
         remote(server, data, tmp_path).answer(tokens)
     assert not list(tmp_path.glob("*/*"))
 
@@ -239,9 +242,9 @@ def test_a_cache_is_filled_from_it_and_checked_against_it(server, data, tmp_path
     batch = data.train.batch(torch.arange(3))
     stored, live = cache.serve(batch).logits_topk, topk_of(server.model(input_ids=batch["input_ids"]).logits, K)
     assert torch.equal(stored.indices[:, :-1], live.indices.sort(-1).values[:, :-1])
-    with pytest.raises(UserError, match="tells its 6 likeliest tokens .* to keep 5"):
+    with pytest.raises(UserError, match=r"tells its 6 likeliest tokens .* to keep 5"):
         fill_tokens(tmp_path / "other", teacher, data.train, CacheSpec(mode="packed", k=K - 1))
-    with pytest.raises(UserError, match="draws from whole logits"):
+    with pytest.raises(UserError, match="draws from whole distributions"):
         fill_tokens(tmp_path / "drawn", teacher, data.train, CacheSpec(mode="sampled", draws=3))
     other = remote(server, data, tmp_path / "others")
     server.model = network(data, 9)

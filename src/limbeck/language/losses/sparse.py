@@ -38,7 +38,7 @@ def narrowed(topk: TopK, k: int) -> TopK:
     """The ``k`` likeliest of a truncated distribution; what is left out joins the tail. As it is where it has fewer."""
     if k >= topk.k:
         return topk
-    logprobs, order = topk.logprobs.sort(-1, descending=True, stable=True)
+    logprobs, order = topk.logprobs.sort(stable=True, dim=-1, descending=True)
     tail = torch.logaddexp(torch.logsumexp(logprobs[..., k:], -1), topk.log_tail)
     ids = topk.indices.gather(-1, order[..., :k])
     return TopK(ids, logprobs[..., :k], tail, topk.temperature, topk.classes)

@@ -124,7 +124,7 @@ class Endpoint(nn.Module):
         return {"logits_topk": topk.to(input_ids.device)}
 
     def answer(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Ids and log-probabilities [n - 1, k] of what may follow each token of a text but the last, likeliest first."""
+        """Ids and log-probabilities [n - 1, k] of what may follow each token but the last, likeliest first."""
         if len(tokens) < 2:
             return torch.zeros(0, self.k, dtype=torch.int64), torch.zeros(0, self.k)
         name = hashlib.blake2b(repr(list(tokens)).encode(), digest_size=16).hexdigest()
@@ -202,11 +202,10 @@ class Endpoint(nn.Module):
         for names in self._spellings:
             if all(_numbered(g, names) == own for g, own in zip(given, tokens, strict=False)):
                 return names
-        place = next(
-            i for i, (g, own) in enumerate(zip(given, tokens, strict=False))
-            if all(_numbered(g, names) != own for names in self._spellings)
-            or i == len(tokens) - 1
-        )  # fmt: skip
+        # Where the best of the ways first goes wrong.
+        pairs = list(zip(given, tokens, strict=False))
+        ways = [[_numbered(g, names) == own for g, own in pairs] for names in self._spellings]
+        place = max(right.index(False) for right in ways)
         own = self.tokenizer.convert_ids_to_tokens(tokens[place])
         raise self._foreign(f"its token {place} is {given[place]!r}, that of the text is {own!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class TargetSession:
     def read(self, tokens: list[int], parents: list[int] | None = None) -> Signals:
         """``logits`` [N, V]; where asked for ``hidden_states``, a tuple of [N, d], the head's input last."""
         given = torch.tensor([tokens], device=self._device)
-        extra = {"output_hidden_states": True} if self._hidden else {}
+        extra: Any = {"output_hidden_states": True} if self._hidden else {}
         found = self._session.read(parents, input_ids=given, **extra)
         logits = found.logits[0, :, : self._vocab]
         if not self._hidden:

@@ -200,9 +200,8 @@ def drafter_of(model: nn.Module, target: nn.Module, shape: Shape, vocab: int | N
     for module, what in ((target, "target"), *(() if hasattr(model, "drafter") else ((model, "draft"),))):
         if not hasattr(module, "get_output_embeddings") or not hasattr(module, "config"):
             raise UserError(f"speculative: the {what} {type(module).__name__} is no causal model of transformers")
-    if hasattr(model, "drafter"):
-        return model.drafter(target, shape, vocab)
-    return ModelDrafter(model, shape, vocab)
+    own: Any = getattr(model, "drafter", None)
+    return ModelDrafter(model, shape, vocab) if own is None else own(target, shape, vocab)
 
 
 def prompts(evaluation: Evaluation, samples: int, prompt: int | None, tokens: int) -> list[tuple[list[int], int]]:
@@ -315,11 +314,12 @@ def guesses(model: nn.Module, target: nn.Module, batch: dict[str, Any]) -> tuple
 
     A draft on the target's features sees them one token late: the first tokens of a row are not for it to guess.
     """
-    if not hasattr(model, "first_guess"):
+    guess: Any = getattr(model, "first_guess", None)
+    if guess is None:
         theirs, own = forward(target, batch).logits, forward(model, batch).logits
         return theirs[:, :-1], own[:, :-1], batch["labels"][:, 1:]
     found = forward(target, batch, output_hidden_states=True)
-    own = model.first_guess(found.hidden_states, batch["input_ids"], target)
+    own = guess(found.hidden_states, batch["input_ids"], target)
     count = own.shape[1]
     return found.logits[:, -count - 1 : -1], own, batch["labels"][:, -count:]
 

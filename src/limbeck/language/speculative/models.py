@@ -55,7 +55,8 @@ class MedusaHeads(nn.Module):
             UserError: the sizes differ.
         """
         weight = output_layer(target).weight
-        for head in self.heads:
+        heads: Any = self.heads
+        for head in heads:
             if head.out.weight.shape != weight.shape:
                 sizes = f"{list(head.out.weight.shape)}, the target's output layer {list(weight.shape)}"
                 raise UserError(f"medusa: a head is [vocab_size, hidden] = {sizes}")
@@ -80,7 +81,8 @@ class MedusaHeads(nn.Module):
 
     def example_inputs(self, batch_size: int) -> Tensor:
         """Features for one token of each text, to measure on."""
-        return torch.zeros(batch_size, self.heads[0].inner.in_features)
+        first: Any = self.heads[0]
+        return torch.zeros(batch_size, first.inner.in_features)
 
 
 @register("model", gives={"draft"})
@@ -323,15 +325,16 @@ def decoder(hidden: int, layers: int, heads: int) -> Any:
         from transformers import LlamaConfig, LlamaModel
     except ImportError as error:
         raise needs_extra("transformers", "text") from error
+    more: dict[str, Any] = {"attn_implementation": "sdpa"}
     config = LlamaConfig(
         vocab_size=1,
         hidden_size=hidden,
         intermediate_size=8 * round(hidden / 3),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        attn_implementation="sdpa",
+        **more,
     )
-    body = LlamaModel(config)
+    body: Any = LlamaModel(config)
     body.embed_tokens = nn.Identity()
     return body
 

@@ -86,7 +86,8 @@ def accept(p: Tensor, token: int, q: Tensor | None, u: float) -> tuple[bool, Ten
 
 def walk(proposal: Proposal, target: Law, draws: torch.Generator) -> tuple[list[int], int]:
     """The nodes that stand, from the root on, and the token that follows them, drawn from the target."""
-    node, path = ROOT, []
+    path: list[int] = []
+    node = ROOT
     while True:
         p = target(node)
         for child in proposal.children(node):
