@@ -143,13 +143,12 @@ def small(recipe: Recipe) -> Recipe:
     tree["method"] = _small_block("method", recipe.method.tree())
     own = DEFAULTS[find("method", recipe.method.name).family]
     tree["student"] = _small_model(tree["student"], own["student"])
-    data = tree.get("data")
     if "teacher" in tree:
-        tree["teacher"] = _small_model(tree["teacher"], own.get("teacher"), data)
+        tree["teacher"] = _small_model(tree["teacher"], own.get("teacher"))
     if isinstance(tree.get("teachers"), Mapping):
-        tree["teachers"] = {role: _small_model(t, own.get("teacher"), data) for role, t in tree["teachers"].items()}
+        tree["teachers"] = {role: _small_model(t, own.get("teacher")) for role, t in tree["teachers"].items()}
     elif "teachers" in tree:
-        tree["teachers"] = [_small_model(t, own.get("teacher"), data) for t in tree["teachers"]]
+        tree["teachers"] = [_small_model(t, own.get("teacher")) for t in tree["teachers"]]
     if "data" in tree:
         streams = recipe.tree["data"] if set(recipe.data) != {"data"} else None
         tree["data"] = {n: _small_data(b) for n, b in streams.items()} if streams else _small_data(tree["data"])
@@ -175,11 +174,8 @@ def _small_data(block: Any) -> Any:
     return {**block, **{k: min(block[k], rows) for k, rows in SIZES.items() if isinstance(block.get(k), int)}}
 
 
-def _small_model(block: Any, instead: Any, data: Any = None) -> Any:
-    """The model with sizes cut; one that is downloaded or read from a file gives way to a small one of its family.
-
-    ``data`` is the student's, which a teacher's own is laid over.
-    """
+def _small_model(block: Any, instead: Any) -> Any:
+    """The model with sizes cut; one that is downloaded or read from a file gives way to a small one of its family."""
     if not isinstance(block, Mapping):
         return block
     if block.get("hub") or block.get("path"):
@@ -187,7 +183,7 @@ def _small_model(block: Any, instead: Any, data: Any = None) -> Any:
     kept = {k: v for k, v in block.items() if k not in ("train", "method", "data", "teacher", "teachers")}
     if "tokenizer" in (block.get("data") or {}):
         # A teacher of other tokens stays one; it reads as much text as the student.
-        kept["data"] = {**_small_data({**data, **block["data"]}), "context": 3 * TEXT["context"]}
+        kept["data"] = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}
     return _small_block("model", kept)
 
 
