@@ -86,8 +86,8 @@ def accept(p: Tensor, token: int, q: Tensor | None, u: float) -> tuple[bool, Ten
 
 def walk(proposal: Proposal, target: Law, draws: torch.Generator) -> tuple[list[int], int]:
     """The nodes that stand, from the root on, and the token that follows them, drawn from the target."""
-    path: list[int] = []
     node = ROOT
+    path: list[int] = []
     while True:
         p = target(node)
         for child in proposal.children(node):
@@ -120,7 +120,8 @@ def walk_typical(
             depth, score = reached[parent]
             reached[node] = (depth + 1, score + float(p[token].log()))
             best = max(best, (*reached[node], node))
-    path, node = [], best[2]
+    path: list[int] = []
+    node = best[2]
     while node != ROOT:
         path.append(node)
         node = proposal.parents[node]
