@@ -144,7 +144,7 @@ class _Maker:
     def texts(self, queries: Sequence[str]) -> TextRows:
         """One text a row: all documents, then the queries."""
         asked = self.words.table([self.found.queries[q] for q in queries])
-        both = Texts(*(torch.cat(pair) for pair in zip(_pair(self.documents), _pair(asked), strict=True)))
+        both = joined(self.documents, asked)
         every = torch.arange(len(both))
         return TextRows(both, every, every, self.spec, tokenizer=self.words.tokenizer)
 
@@ -163,7 +163,7 @@ class _Maker:
         if known is not None:
             pairs = pairs[known[pairs[:, 0], pairs[:, 1]].isfinite()]
         draw = Lists(pairs, relevance, self.negatives, known)
-        both = Texts(*(torch.cat(pair) for pair in zip(_pair(self.documents), _pair(asked), strict=True)))
+        both = joined(self.documents, asked)
         columns = {"label": torch.zeros(len(pairs), dtype=torch.int64)}
         ids = pairs[:, 0] * len(self.documents) + pairs[:, 1]
         collection = Collection(asked, self.documents, relevance) if judged else None
@@ -235,8 +235,11 @@ class ListRows(TextRows):
         return found
 
 
-def _pair(texts: Texts) -> tuple[Tensor, Tensor]:
-    return texts.input_ids, texts.attention_mask
+def joined(first: Texts, second: Texts) -> Texts:
+    """One table: the texts of the first, then those of the second."""
+    return Texts(
+        torch.cat([first.input_ids, second.input_ids]), torch.cat([first.attention_mask, second.attention_mask])
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,9 +253,9 @@ def read_scores(path: Path) -> dict[tuple[str, str], float]:
         UserError: no such file, a line that is not a query, a document and a finite number, or a pair given twice.
     """
     if str(path).endswith((".jsonl", ".jsonl.gz")):
-        lines = [(row["query_id"], row["document_id"], row["score"]) for row in _fields(path)]
+        lines = [[row["query_id"], row["document_id"], row["score"]] for row in _fields(path)]
     else:
-        lines = [tuple(row) for row in csv.reader(read_text(path).splitlines(), delimiter="\t")]
+        lines = list(csv.reader(read_text(path).splitlines(), delimiter="\t"))
     scores: dict[tuple[str, str], float] = {}
     for number, line in enumerate(lines, start=1):
         try:
