@@ -262,14 +262,21 @@ def _to_train_with(teacher: Teacher, fabric: Fabric) -> Teacher:
 
 @contextmanager
 def hooks_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put the forward hooks of modules back as they were: a method's taps would slow what is measured later."""
+    """Put the forward hooks of modules back as they were: a method's taps would slow what is measured later.
+
+    Those that transformers installs once to hand out hidden states stay: it would not install them again.
+    """
     kept = [(m._forward_hooks, dict(m._forward_hooks)) for module in modules for m in module.modules()]
     try:
         yield
     finally:
         for hooks, before in kept:
-            for number in [n for n in hooks if n not in before]:
+            for number in [n for n, hook in hooks.items() if n not in before and not _is_transformers(hook)]:
                 del hooks[number]
+
+
+def _is_transformers(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _check_roles(phase: PhaseRecipe, method: Method) -> None:

@@ -45,7 +45,7 @@ def test_the_prompt_of_plain_text_is_its_beginning():
     tokens, mask = prompts_of(batch)
     assert [row[kept].tolist() for row, kept in zip(tokens, mask.bool(), strict=True)] == [[1, 2, 3], [7, 8]]
     tokens, mask = prompts_of(batch, prompt=5)
-    assert mask.sum(1).tolist() == [5, 4]
+    assert mask.sum(1).tolist() == [5, 3]
 
 
 def test_what_was_written_follows_its_prompt_and_is_labelled_with_its_log_probabilities():
@@ -116,7 +116,7 @@ def test_writing_leaves_the_students_mode_as_it_was(data):
     [
         ({"student_share": 0.8, "teacher_share": 0.3}, "at most 1 together"),
         ({"new_tokens": 0}, "new_tokens"),
-        ({"prompt": 16}, "leave room in rows of 16"),
+        ({"prompt": 0}, "prompt must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(data, arguments, says):

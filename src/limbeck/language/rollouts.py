@@ -44,7 +44,7 @@ class RolloutMethod(TokenMethod):
         student_share: how often the rows are the student's, written anew from its weights of the moment.
         teacher_share: how often they are the teacher's; the rest are the data's.
         new_tokens: how many tokens are written at most.
-        prompt: tokens of a plain row that are the prompt; by default half of it.
+        prompt: tokens of a plain row that are the prompt, at most all but one; by default half of it.
         heat: sampling temperature.
         top_p: sample from the fewest tokens that have this much of the mass.
     """
@@ -83,8 +83,8 @@ class RolloutMethod(TokenMethod):
             raise UserError(f"{says} must be at least 0 and at most 1 together; the rest of the rows are the data's")
         if self.new_tokens < 1:
             raise UserError(f"new_tokens must be at least 1, got {self.new_tokens}")
-        if self.context is not None and self.prompt is not None and not 1 <= self.prompt < self.context:
-            raise UserError(f"prompt must leave room in rows of {self.context} tokens, got {self.prompt}")
+        if self.prompt is not None and self.prompt < 1:
+            raise UserError(f"prompt must be at least 1 token, got {self.prompt}")
         words = getattr(parts.streams.get("data"), "tokenizer", None)
         self.end = getattr(words, "eos_token_id", None)
         if self.end is None:
@@ -171,12 +171,12 @@ def prompts_of(batch: Batch, prompt: int | None = None) -> tuple[Tensor, Tensor]
     """The prompts of rows, int64 [B, P], and which of their tokens are there, bool [B, P].
 
     A prompt is what stands before the first label. A row that has none before it is plain text, whose prompt is its
-    first ``prompt`` tokens (by default half of what is there).
+    first ``prompt`` tokens, at most all but one (by default half of what is there).
     """
     tokens, there, labels = batch["input_ids"], batch["attention_mask"].bool(), batch["labels"]
     given = (labels == IGNORE).long().cumprod(1).sum(1)
     length = there.sum(1)
-    plain = torch.full_like(length, prompt) if prompt is not None else length // 2
+    plain = (length - 1).clamp(max=prompt) if prompt is not None else length // 2
     size = torch.where(given > 0, given, plain).minimum(length).clamp(min=1)
     mask = there & (torch.arange(tokens.shape[1], device=tokens.device) < size[:, None])
     widest = int(size.max())
