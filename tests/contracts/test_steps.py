@@ -71,7 +71,7 @@ def test_cutting_the_batch_does_not_change_what_is_learnt(bench: Bench, tmp_path
         start = start_student(bench.recipe, whole.ingredients, 0).module.state_dict()
         learnt = whole.loop.learners["student"].plain.state_dict()
         moved = max((v - start[k]).abs().max().item() for k, v in learnt.items() if k in start)
-        assert moved > 1e-3, "the test says nothing: the student hardly moved"
+        assert moved > 2e-4, "the test says nothing: the student hardly moved"
 
 
 # -- contracts 4 and 11: the teacher is left alone, the student comes out clean ----------------------------------------

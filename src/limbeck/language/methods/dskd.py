@@ -37,6 +37,7 @@ class DSKD(CrossMethod):
     """
 
     needs = {"teacher": {"logits", "hidden_states"}}
+    same_view = False
     live = True
     dial = "rate"
 
@@ -56,7 +57,7 @@ class DSKD(CrossMethod):
         if self.bridges:
             # What asks knows the token that was read as well as what was made of it.
             maps["query"] = nn.Linear(2 * ours, theirs)
-        self.learners["projectors"] = nn.ModuleDict(maps)
+        self.learners["projectors"] = Maps(maps)
 
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:
         """One update of student and projectors."""
@@ -96,14 +97,14 @@ class DSKD(CrossMethod):
         """The teacher's hidden states at the student's positions and width, and the student's at the teacher's."""
         maps: Any = self.learners["projectors"]
         if not self.bridges:
-            return maps["to_student"](other), maps["to_teacher"](own)
+            return maps("to_student", other), maps("to_teacher", own)
         embedded = unwrapped(self.student).get_input_embeddings()(batch["input_ids"])  # type: ignore[operator]
-        scores = maps["query"](torch.cat([embedded, own], -1).detach()) @ other.transpose(1, 2)
+        scores = maps("query", torch.cat([embedded, own], -1).detach()) @ other.transpose(1, 2)
         scores = scores / math.sqrt(other.shape[-1])
         to_own = attention(scores, batch, crossing.batch, crossing.student_read, crossing.teacher_read)
         back = scores.transpose(1, 2)
         to_other = attention(back, crossing.batch, batch, crossing.teacher_read, crossing.student_read)
-        return maps["to_student"](to_own @ other), maps["to_teacher"](to_other @ own)
+        return maps("to_student", to_own @ other), maps("to_teacher", to_other @ own)
 
     def _there(self, q_st: Tensor, theirs: Tensor, crossing: Crossing) -> Term:
         """The divergence in the teacher's space, at the tokens that the teacher's rows learn."""
@@ -117,6 +118,15 @@ class DSKD(CrossMethod):
         """Adds the tokens that the teacher's rows learn, and its rows that have one."""
         mask = scored(self.cross(batch).batch["labels"][:, 1:])
         return {**super().count(batch), "teacher tokens": mask.sum(), "teacher rows": mask.any(1).sum()}
+
+
+class Maps(nn.ModuleDict):
+    """Layers called by name: a strategy's wrapper passes on calls, and not what is looked up."""
+
+    def forward(self, name: str, values: Tensor) -> Tensor:
+        """What the layer of that name makes of the values."""
+        found: Tensor = self[name](values)
+        return found
 
 
 def attention(scores: Tensor, asking: Batch, asked: Batch, read: Tensor, their_read: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class GOLD(RolloutMethod, CrossMethod):
     """
 
     needs = {"teacher": {"logits"}}
+    same_view = False
     live = True
     dial = "student_share"
 

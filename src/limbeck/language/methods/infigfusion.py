@@ -34,6 +34,7 @@ class InfiGFusion(CrossMethod):
     """
 
     needs = {"*": {"logits"}}
+    same_view = False
     live = True
     dial = "graph_weight"
 

@@ -34,6 +34,7 @@ class MiniLLM(PolicyMethod):
     """
 
     needs = {"teacher": {"logits"}}
+    same_view = False
     live = True
     dial = "text_weight"
 

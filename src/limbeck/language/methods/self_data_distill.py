@@ -42,6 +42,7 @@ class SelfDataDistill(TokenMethod):
     """
 
     needs = {"teacher": {"logits"}}
+    same_view = False
     live = True
     dial = "heat"
 
