@@ -46,7 +46,7 @@ IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
 
 CAPS = {
     "hidden": 16, "width": 16, "dim": 16, "layers": 2, "depth": 2, "heads": 2, "pairs": 32, "pair_steps": 4,
-    "batch_real": 4, "per_class": 2, "synthesis_batch": 32,
+    "batch_real": 4, "per_class": 2, "synthesis_batch": 32, "ffn": 4,
 }  # fmt: skip
 """Largest values of sizes that cost time, by argument name. Every other whole number is cut at 64."""
 

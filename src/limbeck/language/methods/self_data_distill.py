@@ -43,6 +43,7 @@ class SelfDataDistill(TokenMethod):
 
     needs = {"teacher": {"logits"}}
     live = True
+    same_view = False
     dial = "heat"
 
     def __init__(
