@@ -45,8 +45,8 @@ TEXT = {"name": "text", "corpus": "grammar", "characters": 4000, "context": 16}
 IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
 
 CAPS = {
-    "hidden": 16, "ffn": 24, "width": 16, "dim": 16, "layers": 2, "depth": 2, "heads": 2, "pairs": 32, "pair_steps": 4,
-    "batch_real": 4, "per_class": 2, "synthesis_batch": 32,
+    "hidden": 16, "width": 16, "dim": 16, "layers": 2, "depth": 2, "heads": 2, "pairs": 32, "pair_steps": 4,
+    "batch_real": 4, "per_class": 2, "synthesis_batch": 32, "ffn": 8,
 }  # fmt: skip
 """Largest values of sizes that cost time, by argument name. Every other whole number is cut at 64."""
 
@@ -169,8 +169,7 @@ def _small_data(block: Any) -> Any:
     if block["name"] in IMAGES:
         return {**DIGITS, **beside}
     if block["name"] == "text" and "prompt_field" not in block:
-        words = {"tokenizer": block["tokenizer"], "vocab_size": 300} if "tokenizer" in block else {}
-        return {**TEXT, **words, **{k: v for k, v in beside.items() if k != "augment"}}
+        return {**TEXT, **{k: v for k, v in beside.items() if k != "augment"}}
     return {**block, **{k: min(block[k], rows) for k, rows in SIZES.items() if isinstance(block.get(k), int)}}
 
 
@@ -181,9 +180,6 @@ def _small_model(block: Any, instead: Any) -> Any:
     if block.get("hub") or block.get("path"):
         return instead
     kept = {k: v for k, v in block.items() if k not in ("train", "method", "data", "teacher", "teachers")}
-    if "tokenizer" in (block.get("data") or {}):
-        # A teacher of other tokens stays one; it reads as much text as the student.
-        kept["data"] = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}
     return _small_block("model", kept)
 
 
@@ -191,6 +187,8 @@ def _small_block(kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes cut, those that the block leaves to the signature too; nested blocks likewise."""
     part = find(kind, block["name"]) if isinstance(block.get("name"), str) and block["name"] != "auto" else None
     made = {k: _small_value(k, v) for k, v in block.items()}
+    if part and part.facts.get("from_teacher"):
+        made |= {"hidden": CAPS["hidden"] // 4}  # cut in earnest: it would be its small teacher nearly as it is
     for p in part.params if part else ():
         if p.name not in made and type(p.default) is int and p.annotation is int:
             cut = _small_value(p.name, p.default)
@@ -223,7 +221,7 @@ def ingredients_of(recipe: Recipe, wrap: Callable[[Any], Any] | None = None) -> 
     if wrap is not None:
         data = {name: replace(d, train=wrap(d.train)) for name, d in data.items()}
     bare = Ingredients(data, {}, fabric, quiet=True)
-    teachers = {role: _teacher(role, recipe, bare) for role in recipe.teachers}
+    teachers = {role: _teacher(role, block, bare) for role, block in recipe.teachers.items()}
     return Ingredients(data, teachers, fabric, quiet=True)
 
 
@@ -236,16 +234,9 @@ def _data(block: str) -> Data:
     return load_data(load_recipe({"data": tree, "student": "mlp", "method": "supervised"}).data["data"])
 
 
-def _teacher(role: str, recipe: Recipe, bare: Ingredients) -> Teacher:
+def _teacher(role: str, block: Any, bare: Ingredients) -> Teacher:
     """A network with random weights, made more certain than networks start, so that what it says matters."""
-    block = recipe.teachers[role]
-    if block.own_data:
-        own = recipe.of_teacher(role).data["data"]
-        bare = replace(bare, data={"data": _data(json.dumps(own.tree(), default=str))})
     made = build_model(block.block, offers=bare.offers, seed=11, path=block.path)
-    if block.own_data and "tokenizer" in bare.main.extra:
-        made.module.tokenizer = bare.main.extra["tokenizer"]
-        made.module.tokenizer_hash = bare.main.spec.tokenizer_hash
     exact = block.block.name != "auto" and find("model", block.block.name).facts.get("exact")
     if not exact:
         for p in made.module.parameters():

@@ -44,6 +44,7 @@ class SelfDataDistill(TokenMethod):
     needs = {"teacher": {"logits"}}
     same_view = False
     live = True
+    same_view = False
     dial = "heat"
 
     def __init__(
