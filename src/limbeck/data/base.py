@@ -57,7 +57,7 @@ class DataSpec:
             "length": self.shape[-1] if len(self.shape) == 2 else None,
             "image_size": self.shape[-1] if image else None,
             "in_features": int(torch.tensor(self.shape).prod()) if self.shape else None,
-            "dim": self.shape[0] if len(self.shape) == 1 else None,
+            "dim": self.shape[0] if len(self.shape) == 1 and not self.vocab_size else None,
             "classes": self.classes,
             "num_classes": self.classes,
             "vocab_size": self.vocab_size,

@@ -70,10 +70,9 @@ def export_sentence_transformers(call: Call, stored: Stored, source: Path, folde
         # The folder is plain; what is read from it by our own reader must be the model at least.
         from limbeck.models.sentence_transformer import read_folder
 
-        reader, name = read_folder(folder), "limbeck's own reader"
-        run = _own(reader)
+        name, run = "limbeck's own reader", _own(read_folder(folder))
     else:
-        options = {"local_files_only": True, "trust_remote_code": False, "device": "cpu"}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "device": "cpu"}
         with quiet(), no_bars():
             reader = sentence_transformers.SentenceTransformer(str(folder), **options)
         name, run = f"SentenceTransformer of sentence-transformers {sentence_transformers.__version__}", _theirs(reader)

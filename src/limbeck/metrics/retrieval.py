@@ -213,7 +213,7 @@ def pair_correlation(evaluation: Evaluation) -> Scores:
         one = "logits" in found and found.logits.shape[-1] == 1 and "embedding" not in found
         if not one and "embedding" not in found:
             raise UserError(f"{evaluation.title} gives neither one score of a pair nor vectors of its texts")
-        score = found.logits[:, 0] if one else F.cosine_similarity(*found.embedding.unbind(1), dim=-1)
+        score = found.logits[:, 0] if one else F.cosine_similarity(found.embedding[:, 0], found.embedding[:, 1], dim=-1)
         said.append(score.double().cpu())
         known.append(batch["score"].double().cpu())
     x, y = torch.cat(said).numpy(), torch.cat(known).numpy()

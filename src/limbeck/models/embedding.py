@@ -122,8 +122,9 @@ class SparseEncoder(Scorer):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.config: Any = backbone.config
-        self.dim = int(self.config.vocab_size)
+        config: Any = backbone.config
+        self.config = config
+        self.dim = int(config.vocab_size)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Vectors:
         """Weights of all words [..., V], not negative, for each text [..., T]."""
@@ -149,8 +150,9 @@ class LateInteraction(Scorer):
     def __init__(self, backbone: nn.Module, *, dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.config: Any = backbone.config
-        self.dense = nn.Linear(self.config.hidden_size, dim, bias=False)
+        config: Any = backbone.config
+        self.config = config
+        self.dense = nn.Linear(config.hidden_size, dim, bias=False)
         self.dim = dim
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Vectors:
@@ -178,9 +180,10 @@ class CrossEncoder(Scorer):
     def __init__(self, backbone: nn.Module, *, classes: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.config: Any = backbone.config
+        config: Any = backbone.config
+        self.config = config
         self.classes = classes
-        self.head = nn.Linear(self.config.hidden_size, classes or 1)
+        self.head = nn.Linear(config.hidden_size, classes or 1)
 
     encodes = False
 
@@ -297,6 +300,7 @@ def bert(
     except ImportError as error:
         raise needs_extra("transformers", "text") from error
     words = getattr(data, "extra", {}).get("tokenizer")
+    options: dict[str, Any] = {"attn_implementation": attention}
     config = transformers.BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -308,7 +312,7 @@ def bert(
         attention_probs_dropout_prob=dropout,
         # A table entry that takes no gradient; the mask alone says what is padding.
         pad_token_id=getattr(words, "pad_token_id", None),
-        attn_implementation=attention,
+        **options,
     )
     if kind == "BertForMaskedLM":
         return transformers.BertForMaskedLM(config)
