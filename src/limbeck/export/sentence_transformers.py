@@ -72,7 +72,7 @@ def export_sentence_transformers(call: Call, stored: Stored, source: Path, folde
 
         name, run = "limbeck's own reader", _own(read_folder(folder))
     else:
-        options: Any = {"local_files_only": True, "trust_remote_code": False, "device": "cpu"}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "device": "cpu"}
         with quiet(), no_bars():
             reader = sentence_transformers.SentenceTransformer(str(folder), **options)
         name, run = f"SentenceTransformer of sentence-transformers {sentence_transformers.__version__}", _theirs(reader)

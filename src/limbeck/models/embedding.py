@@ -300,7 +300,7 @@ def bert(
     except ImportError as error:
         raise needs_extra("transformers", "text") from error
     words = getattr(data, "extra", {}).get("tokenizer")
-    more: dict[str, Any] = {"attn_implementation": attention}
+    options: dict[str, Any] = {"attn_implementation": attention}
     config = transformers.BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -312,7 +312,7 @@ def bert(
         attention_probs_dropout_prob=dropout,
         # A table entry that takes no gradient; the mask alone says what is padding.
         pad_token_id=getattr(words, "pad_token_id", None),
-        **more,
+        **options,
     )
     if kind == "BertForMaskedLM":
         return transformers.BertForMaskedLM(config)
