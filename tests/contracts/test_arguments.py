@@ -70,8 +70,12 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("self_data_distill", "new_tokens"): _ANY,
     ("self_data_distill", "agree"): {"method": {"heat": 1.0}},
     ("pkd", "layers"): {"teacher": {"layers": 4}},
+    ("gkd", "teacher_share"): {"method": {"student_share": 0.0}},
+    ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
+    ("seq_kd", "length_penalty"): {"method": {"search": "beam", "beams": 4, "prompt": 2}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""
+OWN = "its own"
 
 ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if has_others(p)]
 FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]
@@ -103,7 +107,7 @@ def contexts(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
             found[f"{p.name} is off"] = {"method": {p.name: 0.0}}  # what belongs to the rest
         elif int in kinds(p.annotation) and now[p.name] == 1:
             found[f"{p.name} is several"] = {"method": {p.name: 3}}
-    return found | ({"its own": WHERE[bench.name, name]} if (bench.name, name) in WHERE else {})
+    return found | ({OWN: WHERE[bench.name, name]} if (bench.name, name) in WHERE else {})
 
 
 def _nothing(block: Any) -> dict[str, None]:
@@ -187,7 +191,7 @@ class Trials:
                 run = outcome(bench, told[place], {argument: value}, self._folder())
                 if run is not None and not same(base, run):
                     return place, told[place], value, run
-                if run is not None and place:
+                if run is not None and place not in ("", OWN):
                     break  # in a mode where it is dead, it is so at every value
         return None
 

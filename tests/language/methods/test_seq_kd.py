@@ -55,7 +55,7 @@ def test_the_loss_is_the_cross_entropy_with_the_teachers_text(data):
     assert text_of(method, batch) == greedy(data, method.teacher.module, batch)
     rows = method.rows(batch).batch
     logits, labels = method.next_tokens(rows)
-    term = method.terms(batch)["ce"]
+    term = method.terms(batch)["text"]
     kept = labels != -100
     torch.testing.assert_close(term.sum / term.count, cross_entropy(logits[kept], labels[kept]).mean())
     prompts, mask = prompts_of(batch)

@@ -26,7 +26,9 @@ class DistillSpec(RolloutMethod):
     def __init__(
         self,
         *,
-        direction: Literal["forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd"] = "tvd",
+        direction: Literal[
+            "forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tvd", "jeffreys", "alpha", "hellinger"
+        ] = "tvd",
         **rest: Any,
     ) -> None:
         super().__init__(direction=direction, **rest)

@@ -33,6 +33,7 @@ class Minitron(TokenMethod):
     needs = {"teacher": {"logits"}}
     truncated = True
     dial = "temperature"
+    fixed = ("intermediate",)
 
     def __init__(self, *, intermediate: float = 0.0, **rest: Any) -> None:
         super().__init__(**rest)

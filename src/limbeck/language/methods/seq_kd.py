@@ -121,7 +121,7 @@ class SeqKD(RolloutMethod):
     def terms(self, batch: Batch) -> dict[str, Term]:
         """The term ``ce``."""
         logits, labels = self.next_tokens(self.rows(batch).batch)
-        return {"ce": self.term(cross_entropy(logits, labels), labels)}
+        return {"text": self.term(cross_entropy(logits, labels), labels)}
 
     def _beam(self, manner: Manner) -> Write:
         def best(batch: Batch, _: Tensor) -> Written:
