@@ -169,7 +169,8 @@ def _small_data(block: Any) -> Any:
     if block["name"] in IMAGES:
         return {**DIGITS, **beside}
     if block["name"] == "text" and "prompt_field" not in block:
-        return {**TEXT, **{k: v for k, v in beside.items() if k != "augment"}}
+        words = {"tokenizer": block["tokenizer"], "vocab_size": 300} if "tokenizer" in block else {}
+        return {**TEXT, **words, **{k: v for k, v in beside.items() if k != "augment"}}
     return {**block, **{k: min(block[k], rows) for k, rows in SIZES.items() if isinstance(block.get(k), int)}}
 
 
@@ -180,6 +181,9 @@ def _small_model(block: Any, instead: Any) -> Any:
     if block.get("hub") or block.get("path"):
         return instead
     kept = {k: v for k, v in block.items() if k not in ("train", "method", "data", "teacher", "teachers")}
+    if "tokenizer" in (block.get("data") or {}):
+        # A teacher of other tokens stays one; it reads as much text as the student.
+        kept["data"] = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}
     return _small_block("model", kept)
 
 
@@ -221,7 +225,7 @@ def ingredients_of(recipe: Recipe, wrap: Callable[[Any], Any] | None = None) -> 
     if wrap is not None:
         data = {name: replace(d, train=wrap(d.train)) for name, d in data.items()}
     bare = Ingredients(data, {}, fabric, quiet=True)
-    teachers = {role: _teacher(role, block, bare) for role, block in recipe.teachers.items()}
+    teachers = {role: _teacher(role, recipe, bare) for role in recipe.teachers}
     return Ingredients(data, teachers, fabric, quiet=True)
 
 
@@ -234,9 +238,16 @@ def _data(block: str) -> Data:
     return load_data(load_recipe({"data": tree, "student": "mlp", "method": "supervised"}).data["data"])
 
 
-def _teacher(role: str, block: Any, bare: Ingredients) -> Teacher:
+def _teacher(role: str, recipe: Recipe, bare: Ingredients) -> Teacher:
     """A network with random weights, made more certain than networks start, so that what it says matters."""
+    block = recipe.teachers[role]
+    if block.own_data:
+        own = recipe.of_teacher(role).data["data"]
+        bare = replace(bare, data={"data": _data(json.dumps(own.tree(), default=str))})
     made = build_model(block.block, offers=bare.offers, seed=11, path=block.path)
+    if block.own_data and "tokenizer" in bare.main.extra:
+        made.module.tokenizer = bare.main.extra["tokenizer"]
+        made.module.tokenizer_hash = bare.main.spec.tokenizer_hash
     exact = block.block.name != "auto" and find("model", block.block.name).facts.get("exact")
     if not exact:
         for p in made.module.parameters():
