@@ -183,7 +183,8 @@ def _small_model(block: Any, instead: Any) -> Any:
     kept = {k: v for k, v in block.items() if k not in ("train", "method", "data", "teacher", "teachers")}
     if "tokenizer" in (block.get("data") or {}):
         # A teacher of other tokens stays one; it reads as much text as the student.
-        kept["data"] = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}
+        own = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}
+        kept["data"] = own | ({"vocab_size": 280} if "vocab_size" in own else {})
     return _small_block("model", kept)
 
 

@@ -66,9 +66,11 @@ class TokenMethod(Method):
         """The student learns; data without text and teachers with another tokenizer are refused before any training.
 
         Raises:
-            UserError: either of these.
+            UserError: either of these, or a temperature that is not positive.
         """
         super().setup(parts)
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be positive, got {self.temperature}")
         spec = parts.data
         if spec is not None and spec.task != "language":
             name = type(self).__module__.rsplit(".", 1)[-1]

@@ -31,6 +31,7 @@ class ULD(CrossMethod):
     """
 
     needs = {"teacher": {"logits"}}
+    same_view = False
     live = True
     dial = "weight"
 
