@@ -46,13 +46,13 @@ ARGUMENTS = {
     "Update": "role terms",
     "Term": "sum count weight unit",
     "Clock": "step total epoch phase seed steps_per_epoch",
-    "Parts": "student teachers data offers streams quiet",
+    "Parts": "student teachers data offers streams quiet held_out",
     "Teacher": "module gives name mode",
     "Data": "spec train test val extra",
 }
 METHOD = {
     "needs", "couples_samples", "live", "same_view", "streams", "dial", "data_free", "data_optional", "truncated",
-    "controls", "setup",
+    "sampled", "controls", "setup",
     "student", "teacher", "updates",
     "before_step", "pace", "fixed", "after_step", "count", "state_dict", "load_state_dict",
     "health", "alarms", "says",

@@ -282,7 +282,7 @@ def test_generators_are_judged_by_what_is_at_hand(recipe: dict[str, Any], metric
         (generating(RING, evaluate=["picture_quality"]), "needs pictures with classes .* here: mixture_quality"),
         (generating(None, PICTURES, ["teacher_distance"]), "there is no teacher"),
         (generating(None, {"name": "ring_points", "train_size": 8, "test_size": 8}), "nothing here can judge"),
-        (generating(RING, evaluate=["accuracy"]), "judges classification, and this data is for generation"),
+        (generating(RING, evaluate=["accuracy"]), "classification or embedding, and this data is for generation"),
     ],
 )  # fmt: skip
 def test_metrics_that_could_judge_nothing_are_refused_before_anything_is_trained(

@@ -69,7 +69,9 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.manual_seed(0)
     net = nn.Linear(6, 3)
     torch.save(net.state_dict(), "teacher.pt")
-    names = {"x": torch.randn(60, 6), "y": torch.arange(60) % 3, "big": nn.Linear(6, 3), "small": net}
+    heads = {"hs": torch.randn(60, 4, requires_grad=True), "ht": torch.randn(60, 5)}
+    heads |= {"ws": torch.randn(9, 4, requires_grad=True), "wt": torch.randn(9, 5)}
+    names = {**heads, "x": torch.randn(60, 6), "y": torch.arange(60) % 3, "big": nn.Linear(6, 3), "small": net}
     for block in blocks(page, "python"):
         if not block.title:
             exec(compile(block.text, str(page), "exec"), names)

@@ -191,7 +191,7 @@ def test_a_stored_teacher_takes_the_plain_path(data, monkeypatch):
     live = method.teacher.compute(batch)
 
     class Store:
-        def lookup(self, ids, view):
+        def serve(self, batch):
             return Signals(logits=live.logits)
 
     method.teacher.stored = Store()

@@ -115,7 +115,7 @@ def test_labels_that_are_no_class_numbers_are_refused(judge: Any) -> None:
 def test_a_metric_for_another_task_is_refused(judge: Any) -> None:
     evaluation = judge(logits_of(), torch.arange(20) % 4)
     evaluation.spec = DataSpec(task="language")
-    with pytest.raises(UserError, match="'accuracy' judges classification, and this data is for language"):
+    with pytest.raises(UserError, match="'accuracy' judges classification or embedding, and this data is for language"):
         evaluate(evaluation, [Block("accuracy")])
 
 

@@ -68,8 +68,8 @@ class PolicyMethod(RolloutMethod):
 
     Args:
         inner_updates: steps of the optimizer on each batch of rows.
-        old_from: where the log-probabilities come from that the ratio is taken to: computed anew before the first
-            update, or those that the sampler drew with, which its other kernels, temperature and nucleus changed.
+        old_from: log-probabilities that the ratio is taken to: computed anew by the ``trainer`` before the first
+            update, or those that the ``sampler`` drew with.
         clip: of the ratio; None for none.
         new_tokens: how many tokens are written at most.
         prompt: tokens of a plain row that are the prompt; by default half of it.

@@ -98,5 +98,3 @@ def test_what_cannot_draft_is_refused(data):
         speculative(judged(data, torch.nn.Linear(2, 2), network(data, 1)), **SMALL)
     with pytest.raises(UserError, match="must be 1 or more"):
         speculative(judged(data, network(data, 0), network(data, 1)), **{**SMALL, "gamma": 0})
-    with pytest.raises(UserError, match="no prompt of the test text"):
-        speculative(judged(data, network(data, 0), network(data, 1)), **{**SMALL, "prompt": 12})
