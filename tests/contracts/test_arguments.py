@@ -108,8 +108,6 @@ def contexts(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
             found[f"{p.name} is on"] = {"method": {p.name: 0.5}}  # what belongs to a term that is off
         elif float in kinds(p.annotation) and now[p.name] == 1:
             found[f"{p.name} is off"] = {"method": {p.name: 0.0}}  # what belongs to the rest
-        elif int in kinds(p.annotation) and now[p.name] == 1:
-            found[f"{p.name} is several"] = {"method": {p.name: 3}}
     return found | ({OWN: WHERE[bench.name, name]} if (bench.name, name) in WHERE else {})
 
 
