@@ -46,9 +46,7 @@ def others(param: Param, value: Any) -> list[Any]:
             found += [start * 1.5 + 0.05, start * 0.5, 0.3, 0.9]
         elif kind is int:
             start = value if isinstance(value, int) else 3
-            near, small = [start + 1, start - 1, 2 * start], [1, 2]
-            # Of many, one more or less may be more than there are of it.
-            found += small + near if start > 8 else near + small
+            found += [start + 1, start - 1, 2 * start, 1, 2]
         elif get_origin(kind) in (tuple, list) and isinstance(value, list | tuple) and len(value) > 1:
             found += [list(value)[1:]]
     return [v for v in found if v != value]
@@ -192,7 +190,8 @@ class Trials:
                 run = outcome(bench, told[place], {argument: value}, self._folder())
                 if run is not None and not same(base, run):
                     return place, told[place], value, run
-                if run is not None and place not in ("", OWN):
+                many = type(value) is int and value > 8  # one more or less may be more than there are of it
+                if run is not None and place not in ("", OWN) and not many:
                     break  # in a mode where it is dead, it is so at every value
         return None
 
