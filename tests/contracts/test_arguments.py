@@ -71,7 +71,6 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("gkd", "teacher_share"): {"method": {"student_share": 0.0}},
     ("gold", "teacher_share"): {"teacher": {"data": None}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
-    ("seq_kd", "length_penalty"): {"method": {"search": "beam", "beams": 4, "prompt": 2}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""
 OWN = "its own"

@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.data.base import Source
 from limbeck.engine.cache import parse_bytes
 from limbeck.engine.devices import to_device
-from limbeck.engine.method import Batch, Parts
+from limbeck.engine.method import Batch, Clock, Parts
 from limbeck.engine.pools import Keeping, Pool, Rows, make_pool
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
@@ -139,6 +139,11 @@ class Responses:
         written = Written(found["tokens"].long(), found["mask"], found["logprobs"])
         prompts, mask = prompts_of(batch, self.manner.prompt)
         return joined(prompts, mask, written, batch, self.manner.context, "teacher")
+
+    def drawn(self, batch: Batch, clock: Clock, prompts: Batch | None = None) -> Rollout:
+        """The prompts (by default the batch's), each with one of its responses, drawn by seed, step and row."""
+        number = (clock.uniform(batch["id"], (1,), "response")[:, 0] * self.per_prompt).long()
+        return self.rows(batch if prompts is None else prompts, number.clamp(max=self.per_prompt - 1))
 
     def _make(self, which: Tensor) -> Rows:
         rows = self.source.batch((which // self.per_prompt).cpu())

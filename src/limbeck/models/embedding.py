@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.errors import UserError, needs_extra
+from limbeck.errors import UserError
+from limbeck.models.encoder import bert_config
 from limbeck.registry import register
 
 Pooling = Literal["mean", "cls", "last", "max"]
@@ -295,25 +296,12 @@ def bert(
     if hidden % heads or vocab_size < tokens:
         says = f"hidden {hidden} and {heads} heads, vocab_size {vocab_size} and {tokens} tokens of the data"
         raise UserError(f"these sizes do not go together: {says}")
-    try:
-        import transformers
-    except ImportError as error:
-        raise needs_extra("transformers", "text") from error
     words = getattr(data, "extra", {}).get("tokenizer")
-    options: dict[str, Any] = {"attn_implementation": attention}
-    config = transformers.BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=positions,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        # A table entry that takes no gradient; the mask alone says what is padding.
-        pad_token_id=getattr(words, "pad_token_id", None),
-        **options,
-    )
+    # The padding's table entry takes no gradient; the mask alone says what is padding.
+    pad = getattr(words, "pad_token_id", None)
+    config = bert_config(hidden, layers, heads, vocab_size, positions, dropout, attention, pad_token_id=pad)
+    import transformers
+
     if kind == "BertForMaskedLM":
         return transformers.BertForMaskedLM(config)
     return transformers.BertModel(config, add_pooling_layer=False)

@@ -45,27 +45,56 @@ def encoder(
     """
     if hidden % heads:
         raise UserError(f"encoder: hidden {hidden} is not a multiple of heads {heads}")
+    words = getattr(data, "extra", {}).get("tokenizer")
+    config = bert_config(
+        hidden,
+        layers,
+        heads,
+        vocab_size,
+        context,
+        dropout,
+        attention,
+        intermediate_size=ffn or 4 * hidden,
+        num_labels=classes or 2,
+        pad_token_id=getattr(words, "pad_token_id", None) or 0,
+    )
+    import transformers
+
+    if _task(task, data, classes) == "masked_lm":
+        return transformers.BertForMaskedLM(config)
+    return transformers.BertForSequenceClassification(config)
+
+
+def bert_config(
+    hidden: int,
+    layers: int,
+    heads: int,
+    vocab_size: int,
+    positions: int,
+    dropout: float,
+    attention: str,
+    **more: Any,
+) -> Any:
+    """A transformers ``BertConfig`` of these sizes, and whatever else it is given.
+
+    Raises:
+        UserError: transformers is missing.
+    """
     try:
-        import transformers
+        from transformers import BertConfig
     except ImportError as error:
         raise needs_extra("transformers", "text") from error
-    words = getattr(data, "extra", {}).get("tokenizer")
-    more: dict[str, Any] = {"attn_implementation": attention, "num_labels": classes or 2}
-    config = transformers.BertConfig(
+    options: dict[str, Any] = {"attn_implementation": attention, "intermediate_size": 4 * hidden, **more}
+    return BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=ffn or 4 * hidden,
-        max_position_embeddings=context,
+        max_position_embeddings=positions,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        pad_token_id=getattr(words, "pad_token_id", None) or 0,
-        **more,
+        **options,
     )
-    if _task(task, data, classes) == "masked_lm":
-        return transformers.BertForMaskedLM(config)
-    return transformers.BertForSequenceClassification(config)
 
 
 def _task(task: str, data: Any, classes: int | None) -> str:

@@ -126,8 +126,7 @@ class SeqFDistill(RolloutMethod):
         """The rows that are learnt from, by who wrote them."""
         found: dict[str, Batch] = {}
         if "teacher" in self.kinds:
-            drawn = self._clock.uniform(batch["id"], (1,), "response")[:, 0] * self.per_prompt
-            found["teacher"] = self.responses.rows(batch, drawn.long().clamp(max=self.per_prompt - 1)).batch
+            found["teacher"] = self.responses.drawn(batch, self._clock).batch
         if "student" in self.kinds:
             found["student"] = self.rows(batch).batch
         return found

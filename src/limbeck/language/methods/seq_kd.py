@@ -114,12 +114,10 @@ class SeqKD(RolloutMethod):
 
     def make(self, batch: Batch, clock: Clock) -> Rollout:
         """The teacher's text after the batch's prompts."""
-        count = self.responses.per_prompt
-        drawn = (clock.uniform(batch["id"], (1,), "response")[:, 0] * count).long()
-        return self.responses.rows(batch, drawn.clamp(max=count - 1))
+        return self.responses.drawn(batch, clock)
 
     def terms(self, batch: Batch) -> dict[str, Term]:
-        """The term ``ce``."""
+        """The term ``text``."""
         logits, labels = self.next_tokens(self.rows(batch).batch)
         return {"text": self.term(cross_entropy(logits, labels), labels)}
 

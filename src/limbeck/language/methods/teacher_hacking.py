@@ -90,9 +90,7 @@ class TeacherHacking(RolloutMethod):
         """Rows from the source that it is the turn of, after the prompts that are learnt from."""
         source = self.source(clock)
         if source == "data":
-            drawn = clock.uniform(batch["id"], (1,), "response")[:, 0] * self.per_prompt
-            numbers = drawn.long().clamp(max=self.per_prompt - 1)
-            return self.responses.rows(self._asked(batch), numbers)
+            return self.responses.drawn(batch, clock, self._asked(batch))
         module = self.student if source == "student" else self.teacher.module
         return self.written(module, self._asked(batch), clock, source)
 

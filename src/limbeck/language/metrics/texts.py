@@ -85,8 +85,9 @@ def exact_match(
         wanted = [final_number(_read(tokenizer, row[row != IGNORE])) for row in batch["labels"]]
         if None in wanted:
             raise UserError("exact_match: a test row's completion has no number, so there is no answer to compare with")
-        written = _written(evaluation, batch, tokenizer, tokens, temperature)
-        found = [final_number(_read(tokenizer, torch.tensor(row, dtype=torch.int64))) for row in _lists(written)]
+        written = _written(evaluation, batch, *prompts_of(batch), tokenizer, tokens, temperature)
+        pairs = zip(written.tokens, written.mask, strict=True)
+        found = [final_number(_read(tokenizer, row[kept])) for row, kept in pairs]
         right += sum(a == b for a, b in zip(found, wanted, strict=True))
     return Scores({"exact_match": right / len(chosen)}, {"answered": len(chosen)})
 
@@ -144,8 +145,9 @@ def own_text(
     pieces: list[tuple[int, ...]] = []
     for rows in chosen.split(AT_ONCE):
         batch = on_device(source.batch(rows), evaluation.device)
-        found = _written(evaluation, batch, tokenizer, tokens, temperature, prompt)
-        own = joined(*prompts_of(batch, prompt), found, batch, batch["input_ids"].shape[1]).batch
+        prompts, mask = prompts_of(batch, prompt)
+        found = _written(evaluation, batch, prompts, mask, tokenizer, tokens, temperature)
+        own = joined(prompts, mask, found, batch, batch["input_ids"].shape[1]).batch
         count += int(scored(own["labels"]).sum())
         pieces += [tuple(row[i : i + ngram]) for row in _lists(found) for i in range(len(row) - ngram + 1)]
         if evaluation.teacher is not None:
@@ -183,13 +185,13 @@ def final_number(text: str) -> float | None:
 def _written(
     evaluation: Evaluation,
     batch: Batch,
+    prompts: Tensor,
+    mask: Tensor,
     tokenizer: Any,
-    tokens: int | None = None,
-    temperature: float = 0.0,
-    prompt: int | None = None,
+    tokens: int | None,
+    temperature: float,
 ) -> Written:
     """What the model writes after the prompts of a batch."""
-    prompts, mask = prompts_of(batch, prompt)
     context = batch["input_ids"].shape[1]
     with evaluating(evaluation.model):
         return write(
