@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from limbeck.engine.devices import device_of
 from limbeck.engine.method import Batch, Clock, Parts, Term
 from limbeck.errors import UserError
-from limbeck.language.losses import token_divergence
+from limbeck.language.losses import skew_forward_kl, skew_reverse_kl, token_divergence
 from limbeck.language.responses import responses_of
 from limbeck.language.rollouts import RolloutMethod, of_kind
-from limbeck.losses import kl, log_softmax, same_shape
+from limbeck.losses import log_softmax
 from limbeck.registry import register
-
-FLOOR = -1e4
-"""Stands for the log of no mass in a mixture."""
 
 
 def jsd_halves(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -29,11 +24,9 @@ def jsd_halves(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> tuple[Tensor,
     Raises:
         ValueError: the shapes differ or ``beta`` is not inside (0, 1).
     """
-    same_shape(log_p=log_p, log_q=log_q)
     if not 0 < beta < 1:
         raise ValueError(f"beta must be inside (0, 1), got {beta}: at its ends one half is nothing")
-    log_m = torch.logaddexp(log_p.clamp(min=FLOOR) + math.log(beta), log_q.clamp(min=FLOOR) + math.log1p(-beta))
-    return beta * kl(log_p, log_m), (1 - beta) * kl(log_q, log_m)
+    return beta * skew_forward_kl(log_p, log_q, beta), (1 - beta) * skew_reverse_kl(log_p, log_q, 1 - beta)
 
 
 @register("method")
