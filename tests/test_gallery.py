@@ -14,7 +14,7 @@ from limbeck import gallery, registry
 from limbeck.errors import UserError
 from limbeck.recipe import load_recipe
 from limbeck.starter import COMMENTS, arguments, starter
-from toolkit.runs import written
+from toolkit.runs import tiny, written
 
 
 def test_every_shipped_recipe_is_listed_once(recipes: Path) -> None:
@@ -132,3 +132,17 @@ def test_listing_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_words_of_a_recipe_make_no_record_stale_and_what_is_measured_does() -> None:
+    claim = {"says": "a", "arms": {"kd": {}}, "seeds": 3, "expect": ["accuracy.kd > 0.5"]}
+    tree = tiny(claim=claim)
+    known = load_recipe(tree).measured()
+    worded = {**tree, "title": "b", "slow": True, "claim": {**claim, "says": "c", "because": "d"}}
+    assert load_recipe(worded).measured() == known
+    for change in (
+        {"seed": 1},
+        {"claim": {**claim, "seeds": 4}},
+        {"claim": {**claim, "expect": ["accuracy.kd > 0.4"]}},
+    ):
+        assert load_recipe({**tree, **change}).measured() != known

@@ -232,11 +232,11 @@ def _ledger(path: Path) -> Path:
 
 
 def sources_hash(recipe: Recipe) -> dict[str, str]:
-    """What a record was measured at: the recipe's content and its methods' files."""
+    """What a record was measured at: the recipe's content, but for its words, and its methods' files."""
     own = recipe.method.name
     methods = {own, *(method_named(overrides, own) or own for overrides in recipe.arms.values())}
     parts = {name: registry.find("method", name) for name in sorted(methods)}
-    return {"recipe": recipe.fingerprint(), **{f"method {n}": part_hash(p) for n, p in parts.items()}}
+    return {"recipe": recipe.measured(), **{f"method {n}": part_hash(p) for n, p in parts.items()}}
 
 
 def evidence_state(recipe: Recipe) -> str:

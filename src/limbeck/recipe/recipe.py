@@ -29,6 +29,8 @@ from limbeck.registry import Block
 
 DESCRIPTIVE = frozenset(("title", "notes", "paper", "claim", "licence", "slow", "extends"))
 """Keys that say nothing about what a run does."""
+WORDS = frozenset(("title", "notes", "paper", "licence", "slow"))
+"""Keys that say nothing about what a claim is measured by."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,6 +112,14 @@ class Recipe:
     def fingerprint(self, *paths: str) -> str:
         """SHA-256 (hex) of the subtrees at dotted paths, of the whole tree where none is given."""
         content = {path: _subtree(self.tree, path) for path in paths} if paths else self.tree
+        text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf8")).hexdigest()
+
+    def measured(self) -> str:
+        """SHA-256 (hex) of what a claim's record depends on: the whole tree, but for words that change no number."""
+        content = {key: value for key, value in self.tree.items() if key not in WORDS}
+        if isinstance(claim := content.get("claim"), Mapping):
+            content["claim"] = {key: value for key, value in claim.items() if key not in ("says", "because")}
         text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf8")).hexdigest()
 
