@@ -66,3 +66,16 @@ def test_forward_mode_works_through_it():
 def test_what_it_cannot_be_is_refused(args):
     with pytest.raises(UserError, match="unet_denoiser"):
         unet(**args)
+
+
+def test_classes_are_known_by_cross_attention_where_they_have_tokens():
+    net = unet(classes=3, tokens=2)
+    assert net.backbone.condition.label is None and len(net.backbone.cross) == 2
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    x, one = torch.randn(2, 1, 8, 8), torch.ones(2)
+    plain = net(x, one)
+    assert torch.equal(net(x, one, torch.tensor([-1, -1])), plain)
+    assert not torch.allclose(net(x, one, torch.tensor([0, 0])), plain)
+    with pytest.raises(UserError, match="tokens"):
+        unet(tokens=2)

@@ -91,6 +91,11 @@ class EDMDenoiser(nn.Module):
         """The same as calling the module (which is what to do with one that is wrapped or sharded)."""
         return self(x, sigma, label)
 
+    def prompt_states(self, label: Tensor) -> Tensor | None:
+        """The tokens [B, L, D] that stand for classes, int64 [B], if the backbone knows them by such."""
+        tokens = getattr(self.backbone, "tokens", None)
+        return None if tokens is None else tokens(label, len(label))
+
     @property
     def jumps(self) -> bool:
         """Whether it takes the level that a jump goes to."""

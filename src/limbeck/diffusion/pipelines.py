@@ -127,6 +127,10 @@ class PipelineDenoiser(nn.Module):
         weights = next(self.network.parameters())
         return self.family.call(self.network, x.to(weights.dtype), time, rows, scale).to(x.dtype)
 
+    def prompt_states(self, label: Tensor) -> Tensor | None:
+        """The embedded prompts [B, L, D] with these numbers, int64 [B], if the network takes text."""
+        return self._rows("prompt", label) if "prompt" in self.row_names else None
+
     def _rows(self, name: str, label: Tensor) -> Tensor:
         table: Tensor = getattr(self, f"row_{name}")
         return table[label % len(table)]  # -1 is the last, that of none

@@ -45,7 +45,7 @@ def sequence_quality(evaluation: Evaluation, *, samples: int = 4000) -> Scores:
     law: Any = getattr(judge, "chain", judge)
     if not hasattr(law, "pairs"):
         raise UserError(f"sequence_quality judges against an exact chain, and here there is a {type(judge).__name__}")
-    made = _generated(evaluation, samples)
+    made = generated(evaluation, samples)
     apart = [_pairs(made, law.tokens, gap) for gap in (1, 2)]
     exact = [law.pairs(gap).cpu() for gap in (1, 2)]
     near, far = (float((a - b).abs().sum()) / 2 for a, b in zip(apart, exact, strict=True))
@@ -54,7 +54,8 @@ def sequence_quality(evaluation: Evaluation, *, samples: int = 4000) -> Scores:
     return Scores({"pair_tv": near, "distant_tv": far, "sequence_nll": nll, "sequence_nfe": nfe}, {})
 
 
-def _generated(evaluation: Evaluation, samples: int) -> Tensor:
+def generated(evaluation: Evaluation, samples: int) -> Tensor:
+    """Sequences int64 [samples, L] of a generator, or of a law that can be drawn from."""
     model: Any = evaluation.model
     draw = getattr(model, "draw", None) or getattr(getattr(model, "chain", None), "draw", None)
     if callable(draw):

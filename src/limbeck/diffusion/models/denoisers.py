@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck.diffusion.models import positive
 from limbeck.diffusion.networks import EDMDenoiser, MLPBackbone
@@ -53,6 +53,7 @@ def unet_denoiser(
     depth: int = 1,
     attention: bool = False,
     patch: int = 1,
+    tokens: int = 0,
     sigma_data: float = 1.0,
     classes: int | None = None,
     floor: float = 0.0,
@@ -68,6 +69,8 @@ def unet_denoiser(
         depth: residual blocks at each.
         attention: whether the lowest resolution has an attention layer.
         patch: side of the squares of pixels that are folded into channels: 2 makes large pictures four times as cheap.
+        tokens: by which cross-attention knows a class, as text-to-image networks know a prompt; with 0 the class
+            modulates the blocks instead.
         sigma_data: standard deviation of the data; pictures of a data set have 1 as they come.
         classes: number of classes, for a conditional denoiser.
         floor: the level at which it is the identity, for consistency functions; 0 for denoisers.
@@ -80,6 +83,8 @@ def unet_denoiser(
         raise UserError(f"unet_denoiser needs pictures [C, H, W] and a width that 8 divides, not {shape} and {width}")
     if shape[1] % patch or shape[2] % patch:
         raise UserError(f"unet_denoiser: patch {patch} must divide the height and width of {shape}")
-    told = {"jumps": jumps, "guided": guided}
-    backbone = UNetBackbone(shape, width, levels, depth, attention=attention, patch=patch, classes=classes, **told)
+    if tokens < 0 or (tokens and classes is None):
+        raise UserError("unet_denoiser: tokens are those of a class: 0 or more, and none without classes")
+    told: dict[str, Any] = {"jumps": jumps, "guided": guided, "classes": classes, "tokens": tokens}
+    backbone = UNetBackbone(shape, width, levels, depth, attention=attention, patch=patch, **told)
     return EDMDenoiser(backbone, shape, sigma_data, classes, floor=floor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from limbeck.diffusion.codebook import CodebookChain, TokenGenerator, circle
 from limbeck.diffusion.discrete import Corruption, DiscreteSampler, MarkovChain, Rule, Scaled, chain
+from limbeck.diffusion.masked import MaskedTransformer
 from limbeck.diffusion.models import positive
 from limbeck.errors import UserError
 from limbeck.registry import ModelBlock, build, register
@@ -31,6 +32,33 @@ def markov_chain(
     """
     positive("markov_chain", tokens=tokens, length=length, sharpness=sharpness, total=total)
     return chain(tokens, length, sharpness, seed, corruption, total).float()
+
+
+@register("model", gives={"concrete_score", "samples"})
+def masked_transformer(
+    *,
+    vocab_size: int,
+    context: int,
+    width: int = 96,
+    layers: int = 3,
+    heads: int = 4,
+    total: float = 6.0,
+) -> MaskedTransformer:
+    """A small transformer that fills in masks, as the concrete score of discrete diffusion of text.
+
+    Args:
+        vocab_size: tokens of the vocabulary; the mask is one more.
+        context: tokens of a sequence.
+        width: of the hidden states.
+        layers: of the transformer.
+        heads: of each.
+        total: corruption time of pure noise; the share ``e^-total`` of the tokens is then untouched.
+    """
+    sizes = {"vocab_size": vocab_size, "context": context, "width": width, "layers": layers, "heads": heads}
+    positive("masked_transformer", total=total, **sizes)
+    if width % heads:
+        raise UserError(f"masked_transformer: width {width} must be a multiple of its {heads} heads")
+    return MaskedTransformer(vocab_size, context, width, layers, heads, total)
 
 
 @register("model", gives={"samples"})
