@@ -24,6 +24,7 @@ COMMANDS = {
     "check": {*RECIPE, "--static", "--json"},
     "compare": {"recipes", "--methods", "--trials", "--equal", "--seeds", "--set", "--runs", "--json"},
     "prove": {"recipes", "--record", "--stale", "--budget", "--runs", "--json"},
+    "recommend": {*RECIPE, "--top", "--train", "--json"},
     "list": {"--family", "--kind", "--json"},
     "show": {"name", "--json"},
     "show-features": {"model", "--shape", "--classes", "--all", "--json"},

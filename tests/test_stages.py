@@ -403,3 +403,22 @@ def test_a_teacher_may_be_trained_on_other_data(tmp_path: Path) -> None:
 def test_mistakes_in_a_teachers_own_training_are_found_early(teacher: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         load_recipe({**CHAIN, "teacher": {"name": "mlp", **teacher}})
+
+
+def test_a_teacher_of_other_tokens_is_refused_where_the_method_would_give_it_the_datas(tmp_path):
+    letters = tmp_path / "letters.tsv"
+    letters.write_text("text\tlabel\n" + "".join(f"{w} {w}\t{w[0]}\n" for w in ("ab", "ba", "ad", "be") * 4))
+    recipe = {
+        "data": {"name": "labelled_text", "path": str(letters), "context": 8, "test_fraction": 0.25},
+        "teacher": {
+            "name": "encoder", "hidden": 8, "layers": 2, "heads": 2,
+            "data": {"tokenizer": "char"}, "train": {"steps": 1},
+        },
+        "student": {"name": "encoder", "hidden": 8, "layers": 1, "heads": 2},
+        "method": {"name": "pkd"},
+        "train": {"steps": 1, "batch_size": 4},
+        "controls": False,
+    }  # fmt: skip
+    for _ in ("trained", "found again"):
+        with pytest.raises(UserError, match="reads other tokens than the data"):
+            run_recipe(recipe, runs=tmp_path / "runs")

@@ -93,3 +93,18 @@ def test_a_missing_column_is_named_with_its_line(tmp_path):
     (tmp_path / "a.tsv").write_text("label\ttext\nyes\tgood\nno\n")
     with pytest.raises(UserError, match=r"a.tsv line 3: no column text; the line has label"):
         labelled_text(path=tmp_path / "a.tsv")
+
+
+@pytest.mark.parametrize("world", ["nli", "topics"])
+def test_a_world_has_one_vocabulary_however_many_rows_were_made(world):
+    few, many = (labelled_text(corpus=world, train_size=n, test_size=5, ambiguity=0.5) for n in (10, 3000))
+    assert few.spec.tokenizer_hash == many.spec.tokenizer_hash
+    words = few.extra["tokenizer"]
+    assert not (many.train.batch(torch.arange(3000))["input_ids"] == words.unk_token_id).any()
+
+
+def test_a_tokenizer_of_a_file_is_that_of_all_its_training_rows(tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text("text\tlabel\n" + "".join(f"w{i} w{i % 3}\t{'ab'[i % 2]}\n" for i in range(20)))
+    few, many = (labelled_text(path=file, train_size=n, context=8) for n in (4, None))
+    assert few.spec.tokenizer_hash == many.spec.tokenizer_hash and len(few.train) == 4

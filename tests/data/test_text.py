@@ -152,3 +152,14 @@ def test_named_corpora_are_found(corpus, vocabulary):
     data = text(corpus=corpus, context=256, characters=50_000)
     assert vocabulary is None or abs(data.spec.vocab_size - vocabulary) < 10
     assert len(data.train) > 20 and len(data.test) > 0
+
+
+def test_a_student_may_have_less_text_than_its_teacher_and_is_judged_on_the_same():
+    whole, less = (text(corpus="grammar", characters=6000, tokenizer="bpe", train_characters=n) for n in (None, 2000))
+    assert less.spec.tokenizer_hash == whole.spec.tokenizer_hash
+    assert len(less.train) < len(whole.train) / 2
+    rows = torch.arange(len(less.train) - 1)  # the last token of the cut text may be another
+    assert torch.equal(less.train.batch(rows)["input_ids"], whole.train.batch(rows)["input_ids"])
+    assert len(less.test) == len(whole.test)
+    every = torch.arange(len(whole.test))
+    assert torch.equal(less.test.batch(every)["input_ids"], whole.test.batch(every)["input_ids"])

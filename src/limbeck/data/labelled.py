@@ -17,6 +17,7 @@ from torch import Tensor
 from limbeck.data import tokenizer as tokenizers
 from limbeck.data.base import Batch, Data, DataSpec
 from limbeck.data.corpora import corpus_file, json_lines
+from limbeck.data.rewording import Rewording
 from limbeck.data.worlds import WORLDS, Example
 from limbeck.errors import UserError
 from limbeck.registry import register
@@ -54,25 +55,44 @@ class TextRows:
         spec, fingerprint: as every source has.
         tokenizer: turns the ids back into text.
         ids: int64 [N].
+        reword: changes the words of each row anew for every view; None leaves them.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor], spec: DataSpec, words: Any) -> None:
+    def __init__(
+        self, columns: Mapping[str, Tensor], spec: DataSpec, words: Any, reword: Rewording | None = None
+    ) -> None:
+        self.reword = reword
         self.spec, self.tokenizer, self.ids, self.label = spec, words, columns["id"], columns["label"]
         self._tokens, self._mask, self._kinds = (columns[k] for k in ("tokens", "mask", "kinds"))
         digest = hashlib.blake2b(str(spec.tokenizer_hash).encode(), digest_size=8)
         for rows in columns.values():
             digest.update(rows.contiguous().numpy().tobytes())
+        digest.update(repr(reword).encode() if reword else b"")
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._tokens)
 
+    def reworded(self, shares: Mapping[str, float], seed: int) -> TextRows:
+        """These rows, reworded by :class:`~limbeck.data.rewording.Rewording`."""
+        columns = {
+            "id": self.ids,
+            "label": self.label,
+            "tokens": self._tokens,
+            "mask": self._mask,
+            "kinds": self._kinds,
+        }
+        return TextRows(columns, self.spec, self.tokenizer, Rewording(shares, self.tokenizer, self._tokens, seed=seed))
+
     def batch(self, indices: Tensor, view: int = 0) -> Batch:
         """Rows as ``input_ids``, ``attention_mask``, ``token_type_ids`` [B, T], ``label``, ``id`` and ``view``."""
+        tokens, mask, kinds = (rows[indices].long() for rows in (self._tokens, self._mask, self._kinds))
+        if self.reword is not None:
+            tokens, mask, kinds = self.reword(tokens, mask, kinds, self.ids[indices], view)
         return {
-            "input_ids": self._tokens[indices].long(),
-            "attention_mask": self._mask[indices].long(),
-            "token_type_ids": self._kinds[indices].long(),
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "token_type_ids": kinds,
             "label": self.label[indices],
             "id": self.ids[indices],
             "view": view,
@@ -97,6 +117,7 @@ def labelled_text(
     val_fraction: float = 0.0,
     test_fraction: float = 0.2,
     ambiguity: float = 0.0,
+    reword: dict[str, float] | None = None,
     seed: int = 0,
     licence: str | None = None,
 ) -> Data:
@@ -111,7 +132,7 @@ def labelled_text(
         path: or .tsv, .jsonl (or .gz of them) with named columns.
         test_path: a file of its own for the test part.
         field, pair_field, label_field: the columns of the text, the second text and the class.
-        tokenizer: made from the training part: words, characters or byte-level BPE.
+        tokenizer: made from all training rows, or all words of a made world: words, characters or byte-level BPE.
         tokenizer_path: a saved tokenizer instead (a folder with tokenizer.json).
         vocab_size: of words and BPE.
         context: tokens in a row.
@@ -119,7 +140,9 @@ def labelled_text(
         test_size: use only so many test rows (the worlds make 500 by default).
         val_fraction, test_fraction: shares of a file without a part of its own for them.
         ambiguity: share of doubtful rows in ``nli`` and ``topics``.
-        seed: of the worlds.
+        reword: share of the words of each training row that are replaced by a ``neighbour`` or at ``random``, that
+            ``swap`` places, are left out (``delete``) or put in (``insert``), anew in every epoch.
+        seed: of the worlds, and of what is reworded.
         licence: of the text, as its owner states it.
 
     Raises:
@@ -138,11 +161,14 @@ def labelled_text(
             parts["test"] = _read(test_path, columns)
     parts = _split(parts, val_fraction, test_fraction)
     sizes = {"train": train_size, "test": test_size}
+    world = WORLDS.get(str(corpus))
+    # Of all training rows, also of those that are left out: a teacher that sees more of them has the same words.
+    texts = [world.words] if world else [t for a, b, _ in parts["train"] for t in (a, b) if t is not None]
     parts = {name: rows[: sizes.get(name)] for name, rows in parts.items() if rows}
-    names = tuple(WORLDS[corpus][1]) if corpus in WORLDS else tuple(sorted({r[2] for r in parts.get("train", [])}))
+    names = world.classes if world else tuple(sorted({r[2] for r in parts.get("train", [])}))
     if len(names) < 2:
         raise UserError("data 'labelled_text': the training part has fewer than two classes")
-    words = _words(tokenizer, tokenizer_path, vocab_size, parts)
+    words = _words(tokenizer, tokenizer_path, vocab_size, texts)
     spec = DataSpec(
         task="classification",
         shape=(context,),
@@ -156,6 +182,8 @@ def labelled_text(
     for name, items in parts.items():
         rows[name] = _rows(items, first, names, spec, words)
         first += len(items)
+    if reword:
+        rows["train"] = rows["train"].reworded(reword, seed)
     return Data(spec, rows["train"], rows.get("test"), rows.get("val"), extra={"tokenizer": words})
 
 
@@ -168,7 +196,7 @@ def _world(
 ) -> dict[str, list[Row]]:
     if not 0 <= ambiguity <= 1:
         raise UserError(f"data 'labelled_text': ambiguity must be between 0 and 1, got {ambiguity}")
-    make, names = WORLDS[name]
+    make, names = WORLDS[name].make, WORLDS[name].classes
     count, held_out = train_size or 2000, test_size or 500
 
     def rows(examples: Sequence[Example]) -> list[Row]:
@@ -231,11 +259,10 @@ def _split(parts: dict[str, list[Row]], validation: float, held_out: float) -> d
 # From text to rows
 
 
-def _words(kind: str, path: Path | None, vocab_size: int, parts: Mapping[str, Sequence[Row]]) -> Any:
+def _words(kind: str, path: Path | None, vocab_size: int, texts: Sequence[str]) -> Any:
     if path is not None:
         words = tokenizers.load_tokenizer(path)
     else:
-        texts = [t for a, b, _ in parts["train"] for t in (a, b) if t is not None]
         made = {"word": tokenizers.word_tokenizer, "bpe": tokenizers.bpe_tokenizer}
         words = made[kind](texts, vocab_size) if kind in made else tokenizers.char_tokenizer(texts)
     return tokenizers.with_marks(words)

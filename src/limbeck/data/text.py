@@ -70,6 +70,7 @@ def text(
     vocab_size: int = 512,
     context: int = 64,
     characters: int | None = None,
+    train_characters: int | None = None,
     val_fraction: float = 0.05,
     test_fraction: float = 0.1,
     licence: str | None = None,
@@ -93,6 +94,8 @@ def text(
         vocab_size: of the BPE tokenizer.
         context: tokens in a row.
         characters: use only that much of the text, from its beginning (the grammar makes 100 000 by default).
+        train_characters: use only that much of the training part, from its beginning, for a student with less text
+            than its teacher had; the tokenizer is made from all of it, and what is judged stays the same.
         val_fraction, test_fraction: shares of the text.
         licence: of the text, as its owner states it.
 
@@ -113,6 +116,7 @@ def text(
         tokenizer_hash=tokenizers.tokenizer_hash(words),
         licence=chosen.stated_licence,
     )
+    parts["train"] = _head(parts["train"], train_characters)
     rows, dropped = _rows(parts, spec, words)
     extra = {"tokenizer": words, "dropped": dropped}
     return Data(spec, train=rows["train"], val=rows.get("val"), test=rows.get("test"), extra=extra)

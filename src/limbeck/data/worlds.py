@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Example = tuple[str, str | None, int]
 """A text, perhaps a second one, and the number of its class."""
@@ -45,11 +46,23 @@ def topics(count: int, ambiguity: float, seed: int) -> list[Example]:
     return [_topic(dice, ambiguity) for _ in range(count)]
 
 
-WORLDS: dict[str, tuple[Callable[[int, float, int], list[Example]], tuple[str, ...]]] = {
-    "nli": (nli, NLI),
-    "topics": (topics, TOPICS),
-}
-"""Each world's maker, and the names of its classes."""
+_NLI_WORDS = " ".join(("the no", *_WHO, *_KIND, *_DOES, *_WHERE, *_WHEN))
+_TOPICS_WORDS = " ".join((*_SHARED, *(word for words in _TOPIC_WORDS.values() for word in words)))
+
+
+@dataclass(frozen=True)
+class World:
+    """A maker of labelled texts, the names of their classes, and all words that they may have.
+
+    The words are known, so that rows of any number have one vocabulary: a teacher may have seen more of them.
+    """
+
+    make: Callable[[int, float, int], list[Example]]
+    classes: tuple[str, ...]
+    words: str
+
+
+WORLDS = {"nli": World(nli, NLI, _NLI_WORDS), "topics": World(topics, TOPICS, _TOPICS_WORDS)}
 
 
 # random() is promised to give the same numbers in every Python version; choice() is not.

@@ -157,6 +157,8 @@ class Method:
     """True when a step looks inside the teacher, so that stored outputs cannot stand for it."""
     same_view: ClassVar[bool] = True
     """False when teacher and student are meant to see unlike inputs, as two noise levels of one sample."""
+    any_tokenizer: ClassVar[bool] = False
+    """True when the method itself deals with teachers of other tokens than the data's: refused by default."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Floats that are read before the training starts, so that no schedule can move them."""
     dial: ClassVar[str | None] = None

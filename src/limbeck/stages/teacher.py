@@ -94,6 +94,7 @@ def prepare(
         here = Ingredients(data, {}, context.fabric, context.quiet)
         spec, seed = here.main.spec.as_dict(), context.recipe.seed
         stored = build_model(block.block, offers=here.offers, seed=seed, path=block.path, spec=spec)
+        _say_tokens(stored)
         return Prepared(Teacher(stored.module, stored.gives, role, block.mode), stored)
     own = recipe.of_teacher(role)
     data = data_of(own, recipe, data)
@@ -104,8 +105,17 @@ def prepare(
     ingredients = Ingredients(data, above, context.fabric, context.quiet)
     trained = train(own, ingredients, folder, seed=context.recipe.seed, key=key, label=label)
     stored = trained.model
+    _say_tokens(stored)
     made = Teacher(stored.module, stored.gives, role, block.mode)
     return Prepared(made, stored, own, folder, trained.numbers)
+
+
+def _say_tokens(stored: Stored) -> None:
+    """Let a model say which tokenizer its training data had, where it has none with it that says so."""
+    known = (stored.spec or {}).get("tokenizer_hash")
+    module: Any = stored.module
+    if known and getattr(module, "tokenizer_hash", None) is None:
+        module.tokenizer_hash = known
 
 
 def teacher_key(recipe: Recipe, data: Mapping[str, Data], above: Mapping[str, Teacher], seed: int) -> str:
@@ -130,13 +140,16 @@ def _try(
     """Run the teacher on two samples; gives the metrics that can judge it, None for all."""
     main = context.ingredients.main
     source = main.train or main.test or main.val
+    theirs = getattr(made.module, "tokenizer_hash", None)
+    unlike = bool(main.spec.tokenizer_hash and theirs and theirs != main.spec.tokenizer_hash)
+    if unlike:
+        _check_tokens(context, arm)
     if "logits_topk" in made.gives and "logits" not in made.gives:
         context.notes.append(f"{made.name}: {arm.describe} tells only of its likeliest tokens: it is not judged")
         return ()
     if source is None or "logits" not in made.gives or main.spec.task == "generation":
         return None
-    theirs = getattr(made.module, "tokenizer_hash", None)
-    if main.spec.tokenizer_hash and theirs and theirs != main.spec.tokenizer_hash:
+    if unlike:
         context.notes.append(f"{made.name}: {arm.describe} reads other tokens than the data: it is not judged")
         return ()
     batch = context.fabric.to_device(source.batch(torch.arange(min(2, len(source)))))
@@ -162,6 +175,17 @@ def _try(
         raise UserError(f"{says}: method {context.recipe.method.name} compares their logits, so they must be the same")
     context.notes.append(f"{says}: it is not judged on them")
     return ("efficiency",)
+
+
+def _check_tokens(context: Context, arm: Arm) -> None:
+    """Refuse a teacher that reads other tokens than the data, where the method would give it the data's."""
+    name = context.recipe.method.name
+    if not getattr(find("method", name).load(), "any_tokenizer", False):
+        raise UserError(
+            f"{arm.name}: {arm.describe} reads other tokens than the data, and method '{name}' would give it the "
+            "data's: make both with one tokenizer (data.tokenizer_path), or take a method that crosses tokenizers "
+            "(uld, gold, dskd)"
+        )
 
 
 def _unlike(context: Context, stored: Stored) -> bool:

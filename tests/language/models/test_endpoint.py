@@ -11,9 +11,11 @@ import torch
 
 from limbeck.data.text import text
 from limbeck.engine.cache import CacheSpec, fill_tokens
-from limbeck.engine.method import Parts
+from limbeck.engine.method import Clock, Parts
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
+from limbeck.language.generate import write
+from limbeck.language.methods.seq_kd import SeqKD
 from limbeck.language.methods.word_kd import WordKD
 from limbeck.language.models.endpoint import Endpoint, endpoint
 from limbeck.models.causal import causal_lm
@@ -74,6 +76,8 @@ class Server:
     @torch.no_grad()
     def answer(self, body):
         ids = body["prompt"]
+        if "echo" not in body and "prompt_logprobs" not in body:
+            return self.continued(body)
         logprobs = self.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         k = min(body.get("logprobs") or body["prompt_logprobs"], self.most)
         values, best = logprobs.topk(k)
@@ -92,6 +96,17 @@ class Server:
             for b, w, own, row in zip(best.tolist()[:-1], values.tolist()[:-1], ids[1:], logprobs[:-1], strict=True)
         ]
         return {"choices": [{"prompt_logprobs": [None, *entries]}]}
+
+    def continued(self, body):
+        end = self.tokenizer.eos_token_id
+        ids = torch.tensor([body["prompt"]])
+        key = (body["seed"],)
+        given = {"context": 12, "temperature": body["temperature"], "key": key, "end": end, "top_p": body["top_p"]}
+        found = write(self.model, ids, body["max_tokens"], **given)
+        said = found.tokens[0][found.mask[0]].tolist()
+        stopped = said[-1] == end
+        text = self.tokenizer.decode(said[: len(said) - stopped])
+        return {"choices": [{"text": text, "finish_reason": "stop" if stopped else "length"}]}
 
 
 @pytest.fixture
@@ -282,3 +297,46 @@ def test_at_most_so_many_are_asked_at_once_and_results_keep_their_order():
 
     assert list(side_by_side(ask, range(12), 3)) == list(range(12))
     assert most == 3
+
+
+def test_it_writes_what_the_model_writes_itself_and_asks_once(server, data, tmp_path):
+    end = data.extra["tokenizer"].eos_token_id
+    with torch.no_grad():
+        server.model.get_output_embeddings().weight[end].mul_(4.0)  # so that some texts end early
+    prompts = data.train.batch(torch.arange(6))["input_ids"][:, :4]
+    mask = torch.ones_like(prompts, dtype=torch.bool)
+    mask[1, 3:] = False
+    given = {"context": 12, "mask": mask, "temperature": 0.0, "end": end}
+    teacher = remote(server, data, tmp_path)
+    found, own = teacher.write(prompts, 5, **given), write(server.model, prompts, 5, **given)
+    width = own.tokens.shape[1]
+    assert torch.equal(found.mask[:, :width], own.mask) and not found.mask[:, width:].any()
+    assert torch.equal(found.tokens[:, :width], own.tokens)
+    asked = len(server.requests)
+    again = teacher.write(prompts, 5, **given)
+    assert torch.equal(again.tokens, found.tokens) and len(server.requests) == asked
+    teacher.write(prompts, 5, **given | {"temperature": 0.7, "ids": torch.arange(6), "key": (1, "a")})
+    seeds = {body["seed"] for _, _, body in server.requests[asked:]}
+    assert len(seeds) == 6 and all(0 <= n < 2**31 for n in seeds)
+
+
+def test_seq_kd_learns_from_the_texts_of_a_server(server, data, tmp_path):
+    method = SeqKD(search="greedy", new_tokens=4, prompt=6, keep=None)
+    teacher = Teacher(remote(server, data, tmp_path), {"text"}, "teacher")
+    method.setup(Parts(network(data, 2), {"teacher": teacher}, data.spec, streams={"data": data.train}, quiet=True))
+    batch, clock = data.train.batch(torch.arange(4)), Clock(0, 4)
+    method.before_step(clock)
+    (update,) = method.updates(batch, clock)
+    (term,) = update.evaluate().values()
+    own = write(server.model, batch["input_ids"][:, :6], 4, context=12, temperature=0.0)
+    rows = torch.cat([batch["input_ids"][:, :6], own.tokens], 1)
+    law = method.student(input_ids=rows).logits[:, 5:-1].log_softmax(-1)
+    expected = -law.gather(-1, own.tokens[..., None]).sum()
+    assert float(term.sum.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("answer", [b'{"choices": []}', b'{"other": 1}'])
+def test_an_answer_without_a_text_is_one_line(server, data, tmp_path, answer):
+    server.misbehave = [(200, {}, answer)]
+    with pytest.raises(UserError, match="answers without a text"):
+        remote(server, data, tmp_path).write(torch.tensor([[1, 2]]), 3, context=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from limbeck.data.tokenizer import tokenizer_hash
+from limbeck.data.tokenizer import encode, tokenizer_hash
+from limbeck.engine.checkpoint import write_json
 from limbeck.errors import UserError
+from limbeck.language.generate import Written
 from limbeck.models.remote import Client, side_by_side
 from limbeck.paths import cache_root
 from limbeck.registry import register
@@ -25,7 +28,7 @@ ID = "token_id:"
 """What servers write before a number where they name tokens by their ids."""
 
 
-@register("model", gives={"logits_topk"}, trained=True)
+@register("model", gives={"logits_topk", "text"}, trained=True)
 def endpoint(
     *,
     url: str,
@@ -39,7 +42,7 @@ def endpoint(
     context: int | None = None,
     data: Any = None,
 ) -> nn.Module:
-    """A language model on a server, asked what it would have said at every position of a text.
+    """A language model on a server, asked what it would have said at every position of a text, or to write.
 
     Texts are sent as token ids, so the server's model must have the data's tokenizer: what it says of the text is read
     back into ids and refused where it is other text. Answers are kept on disk as they come, so no text is asked for
@@ -156,6 +159,72 @@ class Endpoint(nn.Module):
             ) from None
         return self._best(read)
 
+    @torch.no_grad()
+    def write(
+        self,
+        prompts: Tensor,
+        steps: int,
+        *,
+        context: int,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        ids: Tensor | None = None,
+        key: Sequence[Any] = (0,),
+        vocab_size: int | None = None,
+        end: int | None = None,
+        top_p: float = 1.0,
+    ) -> Written:
+        """As :func:`limbeck.language.generate.write`, by the server.
+
+        Its text is read by the data's tokenizer, so it may be any server's, and probabilities are not known (0). The
+        number that is sent as ``seed`` is a function of key and id; whether the text depends on nothing else is the
+        server's affair. Texts are kept on disk as they come.
+
+        Raises:
+            UserError: the server fails, or answers without a text.
+        """
+        there = torch.ones_like(prompts, dtype=torch.bool) if mask is None else mask.bool()
+        rows = torch.arange(len(prompts)) if ids is None else ids.cpu()
+        requests: list[dict[str, Any]] = [
+            {
+                "model": self.model,
+                "prompt": row[here].tolist()[-context:],
+                "max_tokens": steps,
+                "temperature": temperature,
+                "top_p": top_p,
+                "seed": _seed(key, int(number)),
+            }
+            for row, here, number in zip(prompts.cpu(), there.cpu(), rows, strict=True)
+        ]
+        tokens = torch.zeros(len(prompts), steps, dtype=torch.long)
+        kept = torch.zeros(len(prompts), steps, dtype=torch.bool)
+        for row, (text, finished) in enumerate(side_by_side(self._written, requests, self.at_once)):
+            said = [i for i in encode(self.tokenizer, [text])[0] if vocab_size is None or i < vocab_size]
+            said = [*said, end] if finished and end is not None else said
+            tokens[row, : len(said)] = torch.tensor(said[:steps], dtype=torch.long)
+            kept[row, : len(said)] = True
+        device = prompts.device
+        return Written(tokens.to(device), kept.to(device), torch.zeros(tokens.shape, device=device))
+
+    def _written(self, request: Mapping[str, Any]) -> tuple[str, bool]:
+        """A text, and whether it came to its end, from disk or from the server."""
+        name = hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=16).hexdigest()
+        path = self.folder / "texts" / name[:2] / f"{name}.json"
+        try:
+            known = json.loads(path.read_text(encoding="utf8"))
+            return str(known["text"]), bool(known["finished"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        answer = self.client.post("completions", request)
+        try:
+            choice = answer["choices"][0]
+            text, finished = str(choice["text"]), choice.get("finish_reason") == "stop"
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(f"{self._where} answers without a text ({type(error).__name__}: {error})") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"text": text, "finished": finished})
+        return text, finished
+
     @property
     def _where(self) -> str:
         return f"endpoint {self.client.url} (model {self.model})"
@@ -229,6 +298,12 @@ class Endpoint(nn.Module):
         for i in pieces.values():
             texts.setdefault(self.tokenizer.decode([i]), []).append(i)
         return {text: ids[0] for text, ids in texts.items() if len(ids) == 1}, pieces
+
+
+def _seed(key: Sequence[Any], number: int) -> int:
+    """A whole number below 2^31 for a row of a key."""
+    digest = hashlib.blake2b(repr((tuple(key), number)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _numbered(name: str, names: Mapping[str, int]) -> int | None:
