@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_compare(commands)
     _add_prove(commands)
+    _add_recommend(commands)
     _add_list(commands)
     _add_show(commands)
     _add_show_features(commands)
@@ -274,6 +275,36 @@ def prove(a: argparse.Namespace) -> int:
         else:
             print(verdict.text(), flush=True)
     return OK if held else NOT_HELD
+
+
+def _add_recommend(commands: Any) -> None:
+    p = commands.add_parser("recommend", help="rank what to try on a recipe's task, by what past runs showed")
+    _recipe_arguments(p)
+    p.add_argument("--top", type=int, default=5, help="how many to show (default 5)")
+    p.add_argument("--train", action="store_true", help="train those, and rank them by the validation split")
+    p.add_argument("--json", action="store_true", help="print the rows, one JSON object a line")
+    p.set_defaults(command=recommend)
+
+
+def recommend(a: argparse.Namespace) -> int:
+    """``limbeck recommend``."""
+    from limbeck.gallery import recipe_file
+    from limbeck.recipe import load_recipe
+
+    if a.top < 1:
+        raise UserError(f"--top is how many to show, at least 1, not {a.top}")
+    recipe = load_recipe(recipe_file(a.recipe), overrides=a.set)
+    from limbeck import recommending
+
+    found = recommending.recommended(recipe, a.runs, top=a.top, train=a.train)
+    if a.json:
+        for row in found.rows():
+            _print_json(row)
+        return OK
+    _table(found.table())
+    print()
+    _table(found.factors())
+    return OK
 
 
 def _add_list(commands: Any) -> None:

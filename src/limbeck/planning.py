@@ -18,7 +18,7 @@ from limbeck.engine.teacher import Teacher
 from limbeck.models.building import build_model
 from limbeck.preflight import preflight
 from limbeck.recipe.blocks import AUTO
-from limbeck.training import Ingredients, phases_follow, start_student, train
+from limbeck.training import Ingredients, data_of, phases_follow, start_student, train
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
@@ -51,8 +51,13 @@ def estimate_run(recipe: Recipe) -> dict[str, Any]:
     ingredients = Ingredients(data, {}, fabric, quiet=True)
     teachers = {}
     for role, block in recipe.teachers.items():
-        stored = build_model(block.block, offers=ingredients.offers, seed=0, path=block.path)
+        read = data_of(recipe.of_teacher(role), recipe, data) if block.own_data else data
+        own = Ingredients(read, {}, fabric, quiet=True)
+        stored = build_model(block.block, offers=own.offers, seed=0, path=block.path)
         teachers[role] = Teacher(stored.module, stored.gives, role, block.mode)
+        if block.own_data and teachers[role].tokenizer is None:
+            built: Any = stored.module
+            built.tokenizer = own.main.extra.get("tokenizer")  # as it will be stored with it
     ingredients = Ingredients(data, teachers, fabric, quiet=True)
     student = start_student(recipe, ingredients, seed=0).module
     facts: dict[str, Any] = {"device": str(fabric.device), "processes": fabric.world_size}

@@ -143,7 +143,7 @@ def compare_methods(
     folder = Path(runs)
     steps = _as_long(recipe, starts, quiet) if equal == "time" else {}
     starts = {m: _with_steps(o, steps.get(m)) for m, o in starts.items()}
-    trial = _sampler if task == "generation" else _trainer
+    trial = _sampler if task == "generation" else validated_trial
     tuned = {m: _tune(recipe, m, o, trials, trial(recipe, m, folder), quiet) for m, o in starts.items()}
     chosen = list(range(recipe.seed, recipe.seed + seeds))
     found = measure(recipe, {m: t.overrides for m, t in tuned.items()}, chosen, folder, quiet=quiet)
@@ -307,7 +307,7 @@ def _sampler(recipe: Recipe, method: str, runs: Path) -> Trial:
     return train
 
 
-def _trainer(recipe: Recipe, method: str, runs: Path) -> Trial:
+def validated_trial(recipe: Recipe, method: str, runs: Path) -> Trial:
     """A function that trains an arm for a share of the recipe's length and gives its score on the validation split."""
     from limbeck.engine.devices import launch
     from limbeck.run import placement_of

@@ -11,7 +11,15 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from limbeck.errors import UserError
 from limbeck.metrics.base import evaluate
-from limbeck.metrics.classification import brier, class_accuracy, confusion_matrix, kl, macro_f1, reliability
+from limbeck.metrics.classification import (
+    brier,
+    class_accuracy,
+    confusion_matrix,
+    kept_share,
+    kl,
+    macro_f1,
+    reliability,
+)
 from limbeck.registry import Block
 
 
@@ -152,6 +160,21 @@ def test_agreement_from_its_definition(judge: Any) -> None:
     assert scores.values["teacher_kl"] == pytest.approx(float(kl(teacher, student).mean()), abs=1e-6)
     recall = [sk.recall_score(labels, x.argmax(1), average=None) for x in (student, teacher)]
     assert scores.details["per_class_change"] == pytest.approx((recall[0] - recall[1]).tolist(), abs=1e-12)
+
+
+def test_the_distillation_ratio_is_that_of_the_accuracies(judge: Any) -> None:
+    (teacher, labels), (student, _) = made(seed=1), made(seed=2)
+    labels[::5] = -100
+    known = labels != -100
+    own, theirs = (sk.accuracy_score(labels[known], x.argmax(1)[known]) for x in (student, teacher))
+    scores = evaluate(judge(student, labels, teacher), ["distillation_ratio"])
+    assert scores.values == {"distillation_ratio": pytest.approx(own / theirs, abs=1e-12)}
+    assert evaluate(judge(student, labels), ["distillation_ratio"]).values == {}, "there is none of a teacher itself"
+    wrong = torch.nn.functional.one_hot((labels + 1) % 6, 6).float()
+    with pytest.raises(UserError, match="right on no test sample"):
+        evaluate(judge(student, labels, wrong), ["distillation_ratio"])
+    assert kept_share(2.0, 4.0, higher=False) == 2.0
+    assert np.isnan(kept_share(2.0, 0.0))
 
 
 def test_agreement_of_unlike_classes_is_refused(judge: Any) -> None:

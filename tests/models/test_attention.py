@@ -7,7 +7,6 @@ from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.models.attention import AttentionTaps, masked_log_softmax, pair_mask, projections, scores, split_heads
-from limbeck.models.causal import causal_lm
 from limbeck.models.encoder import encoder
 
 SIZES = {"hidden": 16, "layers": 3, "heads": 4, "vocab_size": 20, "context": 12}
@@ -46,21 +45,51 @@ def test_the_kernel_does_not_matter():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "llama"])
-def test_projections_are_found_in_every_layer(name):
-    if name == "distilbert":
-        model = transformers.DistilBertModel(transformers.DistilBertConfig(dim=8, n_heads=2, n_layers=3, hidden_dim=8))
-    elif name == "roberta":
-        config = transformers.RobertaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=3)
-        model = transformers.RobertaModel(config)
-    else:
-        model = bert() if name == "bert" else causal_lm(**SIZES, architecture="llama")
+WIDTHS = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 32}
+MARKS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+GPT2 = {"n_embd": 16, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+MOBILE = {"embedding_size": 8, "intra_bottleneck_size": 8, "num_feedforward_networks": 2}
+NETWORKS = {
+    "bert": lambda t: t.BertModel(t.BertConfig(vocab_size=20, **WIDTHS)),
+    "roberta": lambda t: t.RobertaModel(t.RobertaConfig(vocab_size=20, **WIDTHS)),
+    "distilbert": lambda t: t.DistilBertModel(t.DistilBertConfig(vocab_size=20, dim=16, n_heads=4, n_layers=3)),
+    "mobilebert": lambda t: t.MobileBertModel(t.MobileBertConfig(vocab_size=20, **WIDTHS, **MOBILE)),
+    "modernbert": lambda t: t.ModernBertModel(t.ModernBertConfig(vocab_size=20, **WIDTHS, **MARKS, local_attention=16)),
+    "gpt2": lambda t: t.GPT2Model(t.GPT2Config(vocab_size=20, **GPT2)),
+    "llama": lambda t: t.LlamaModel(t.LlamaConfig(vocab_size=20, num_key_value_heads=2, **WIDTHS)),
+}
+
+
+def network(name):
+    torch.manual_seed(0)
+    return NETWORKS[name](transformers).eval()
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_scores_are_those_of_the_networks_own_attention(name):
+    ids, model = torch.arange(3, 17).view(2, 7), network(name)
+    model.set_attn_implementation("eager")
+    maps = model(input_ids=ids, output_attentions=True).attentions
+    model = network(name)
     there = projections(model)
-    assert len(there) == 3
     named = dict(model.named_modules())
-    for place in there:
-        assert {isinstance(named[path], nn.Linear) for path in (place.q, place.k, place.v)} == {True}
-    assert len({p.q for p in there} | {p.k for p in there} | {p.v for p in there}) == 9
+    assert len({p.q for p in there}) == len(there) == 3 and all(p.v in named for p in there)
+    taps = AttentionTaps(model, [0, 1, 2])
+    model(input_ids=ids)
+    for (q, k, v), theirs in zip(taps.pop(), maps, strict=True):
+        own = scores(split_heads(q, taps.heads), split_heads(k, taps.groups))
+        if name in ("gpt2", "llama"):
+            own = own.masked_fill(~torch.ones(7, 7, dtype=torch.bool).tril(), -torch.inf)
+        torch.testing.assert_close(own.softmax(-1), theirs, atol=1e-5, rtol=1e-4)
+        assert v.shape[1] == 7
+    assert (taps.heads, taps.groups) == (4, 2 if name == "llama" else 4)
+
+
+def test_hooks_go():
+    model = network("llama")
+    taps = AttentionTaps(model, [-1])
+    taps.close()
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_what_cannot_be_found_is_said():

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, BATCH, ROWS = 6, 16, 64
 
 DIGITS = {"name": "digits", "train_size": ROWS, "test_size": 20}
-SIZES = {"train_size": ROWS, "val_size": 20, "test_size": 20}
+SIZES = {"train_size": ROWS, "val_size": 20, "test_size": 20, "nodes": ROWS + 20}
 TEXT = {"name": "text", "corpus": "grammar", "characters": 4000, "context": 16}
 IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
 
@@ -181,6 +181,8 @@ def _small_model(block: Any, instead: Any) -> Any:
     if block.get("hub") or block.get("path"):
         return instead
     kept = {k: v for k, v in block.items() if k not in ("train", "method", "data", "teacher", "teachers")}
+    if {"form", "tokens"} & set(block.get("data") or {}):
+        kept["data"] = {k: min(v, SIZES[k]) if k in SIZES else v for k, v in block["data"].items()}
     if "tokenizer" in (block.get("data") or {}):
         # A teacher of other tokens stays one; it reads as much text as the student.
         own = {**_small_data({"name": "text", **block["data"]}), "context": 3 * TEXT["context"]}

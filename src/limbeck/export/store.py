@@ -143,9 +143,19 @@ def load(folder: str | Path, *, into: nn.Module | None = None, trust_code: bool 
         block = _block(folder, tree, trust_code)
         module = build("model", block)
         load_weights(module, folder / WEIGHTS)
+        _attach_tokenizer(module, folder)
     if tensor_hash(module.state_dict()) != card["hash"]:
         raise UserError(f"the weights in {folder} are not those that {CARD} describes: they were changed or damaged")
     return Stored(module.eval(), block, frozenset(card["gives"]), card.get("spec"), card["about"])
+
+
+def _attach_tokenizer(module: Any, folder: Path) -> None:
+    """The tokenizer that lies beside a network which reads tokens, as transformers models have theirs."""
+    if reads_tokens(module) and (folder / "tokenizer.json").is_file():
+        from limbeck.data.tokenizer import load_tokenizer, tokenizer_hash
+
+        module.tokenizer = load_tokenizer(folder)
+        module.tokenizer_hash = tokenizer_hash(module.tokenizer)
 
 
 def _transformers_arguments(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class TokenMethod(Method):
         max_len: that constant; by default the number of predictions in a full row.
     """
 
+    any_tokenizer = True  # setup compares them
     needs = {"teacher": {"logits"}}
 
     def __init__(

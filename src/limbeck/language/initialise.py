@@ -56,6 +56,27 @@ def copy_layers(student: nn.Module, teacher: nn.Module, layers: Sequence[int]) -
     return done
 
 
+@torch.no_grad()
+def copy_around(student: nn.Module, teacher: nn.Module) -> int:
+    """Copy everything outside the numbered layers that both have in one shape: embeddings and heads.
+
+    Returns:
+        how many of the student's tensors were set.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    theirs, done = teacher.state_dict(), 0
+    for name, own in student.state_dict().items():
+        given = theirs.get(name)
+        if not _LAYER.match(name) and given is not None and given.shape == own.shape:
+            own.copy_(given)
+            done += 1
+    if not done:
+        raise UserError("the student has no embedding or head of the name and shape of its teacher's to begin with")
+    return done
+
+
 def _of(layers: Sequence[int], i: int) -> int:
     if i >= len(layers):
         raise UserError(f"the student has a layer {i}, and only {len(layers)} layers were chosen for it")

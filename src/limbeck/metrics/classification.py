@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -129,6 +130,36 @@ def agreement(evaluation: Evaluation) -> Scores:
         change = _per_class(student[mask], labels) - _per_class(teacher[mask], labels)
         details["per_class_change"] = _nullable(change)
     return Scores(values, details)
+
+
+@register(
+    "metric",
+    task={"classification"},
+    needs={"teacher"},
+    better={"distillation_ratio": "higher"},
+    labels={"distillation_ratio": ("Accuracy as a share of the teacher's", "%")},
+)
+def distillation_ratio(evaluation: Evaluation) -> Scores:
+    """The student's accuracy over its teacher's, on the samples with a label (He et al. 2021, arXiv 2109.11105).
+
+    Raises:
+        UserError: no teacher, no labelled sample, logits that are not finite, or a teacher that is never right.
+    """
+    logits, labels = _labelled(evaluation)
+    theirs = evaluation.teacher_logits[evaluation.labelled]
+    own, other = (float((x.argmax(1) == labels).double().mean()) for x in (logits, theirs))
+    if other == 0:
+        raise UserError("the teacher is right on no test sample, so nothing can be a share of its accuracy")
+    return Scores({"distillation_ratio": kept_share(own, other)})
+
+
+def kept_share(student: float, teacher: float, *, higher: bool = True) -> float:
+    """The student's score over the teacher's; of a score that is better when lower, the teacher's over the student's.
+
+    Above 1 the student is better than its teacher. Where the divisor is not positive it is not a number.
+    """
+    over, under = (student, teacher) if higher else (teacher, student)
+    return over / under if under > 0 else math.nan
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

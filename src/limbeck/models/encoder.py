@@ -60,7 +60,7 @@ def encoder(
     )
     import transformers
 
-    if _task(task, data, classes) == "masked_lm":
+    if task_of(task, data, classes) == "masked_lm":
         return transformers.BertForMaskedLM(config)
     return transformers.BertForSequenceClassification(config)
 
@@ -97,7 +97,12 @@ def bert_config(
     )
 
 
-def _task(task: str, data: Any, classes: int | None) -> str:
+def task_of(task: str, data: Any, classes: int | None) -> str:
+    """``masked_lm`` or ``classification``: as said, or what the data is for.
+
+    Raises:
+        UserError: neither says it.
+    """
     if task != "auto":
         return task
     kind = getattr(getattr(data, "spec", None), "task", None)

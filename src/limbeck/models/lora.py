@@ -95,6 +95,35 @@ class Adapted(nn.Module):
         plain: nn.Module = whole.requires_grad_(True)
         return plain
 
+    def onto(self, network: nn.Module) -> Adapted:
+        """The same adapters on a copy of another network, as of one that was distilled from the base.
+
+        Raises:
+            UserError: it has no layer of the same name and shape for each of them.
+        """
+        name = self._misfit(network)
+        if name is not None:
+            raise UserError(
+                f"lora: these adapters do not fit a {type(network).__name__}: its {name} is another or none"
+            )
+        moved = Adapted(
+            copy.deepcopy(network), self.adapter.r, self.adapter.lora_alpha, tuple(self.adapter.target_modules or ())
+        )
+        own = moved.base.state_dict()
+        for key, value in self.base.state_dict().items():
+            if ".lora_" in key:
+                own[key].copy_(value)
+        return moved
+
+    def _misfit(self, network: nn.Module) -> str | None:
+        """The first adapted layer that the network has not, or has in another shape."""
+        theirs, own = network.state_dict(), without_adapters(self)
+        for target in sorted(self.adapter.target_modules or ()):
+            key = f"{target}.weight"
+            if key not in theirs or theirs[key].shape != own[key].shape:
+                return target
+        return None
+
     def save_adapter(self, folder: Path) -> None:
         """Write the adapters alone, as peft reads them: ``PeftModel.from_pretrained(base, folder)``."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def ready(data, held_out=True, **arguments):
     return method
 
 
-@pytest.mark.parametrize("normalise", ["linear", "softmax"])
+@pytest.mark.parametrize("normalise", ["linear", "softmax", "bucket"])
 def test_the_loss_is_the_cards_formula(data, normalise):
     method = ready(data, k=3, heat=0.4, normalise=normalise, student_heat=0.7)
     batch = data.train.batch(torch.arange(5))
@@ -40,6 +40,9 @@ def test_the_loss_is_the_cards_formula(data, normalise):
         r = (teacher[b, t][best] / 0.4).softmax(-1)
         q = student[b, t][best]
         own = (q / 0.7).softmax(-1) if normalise == "softmax" else q / q.sum()
+        if normalise == "bucket":
+            r = torch.cat([r * teacher[b, t][best].sum(), 1 - teacher[b, t][best].sum().reshape(1)])
+            own = torch.cat([q, 1 - q.sum().reshape(1)])
         wanted = wanted + (r * (r / own).log()).sum()
     term = method.terms(batch)["kd"]
     torch.testing.assert_close(term.sum.double(), wanted / method.max_len, rtol=1e-4, atol=1e-5)

@@ -35,14 +35,15 @@ class First(TokenMethod):
     The released code has the student's side go through the same softmax of probabilities (``normalise: softmax``). Then
     its best reply is ``q_i - q_j = student_heat (p_i - p_j) / heat``, which a q in [0, 1] cannot give for a heat that
     makes r calibrated, and the student becomes too sure. So by default (``linear``) its probabilities are divided by
-    their sum, and the best reply is r itself.
+    their sum, and the best reply is r itself. Both leave open what the k tokens have together, which drifts in long
+    training; ``bucket`` holds it to the teacher's by one bucket more, of all other tokens.
 
     Args:
         how: the teacher's side is reshaped; ``linear`` only divides by the sum.
         heat: of ``temperature``; by default chosen on the validation data.
         smoothing: of ``smoothing``: what the likeliest gives to the others.
         k: tokens kept.
-        normalise: how the student's side is normalised over the k tokens.
+        normalise: how the student's side is normalised over the k tokens, or a ``bucket`` for the rest beside them.
         student_heat: of the student's ``softmax``.
         alpha: weight of the divergence, the rest is cross-entropy with the text.
         reduction: mean over tokens, over sequences' means, or sum over a constant length; the paper sums over tokens.
@@ -60,7 +61,7 @@ class First(TokenMethod):
         heat: float | None = None,
         smoothing: float = 0.1,
         k: int = 5,
-        normalise: Literal["linear", "softmax"] = "linear",
+        normalise: Literal["linear", "softmax", "bucket"] = "linear",
         student_heat: float = 1.0,
         alpha: float = 1.0,
         reduction: Literal["token_mean", "seq_mean", "max_len"] = "max_len",
@@ -116,7 +117,11 @@ class First(TokenMethod):
         return recalibrated(topk, self.how, heat=heat or 1.0, smoothing=self.smoothing)
 
     def _compared(self, logits: Tensor, topk: TopK) -> Tensor:
-        log_q = buckets(cut(logits, topk.classes or logits.shape[-1]), topk)[1][..., : topk.k]
+        log_p, log_q = buckets(cut(logits, topk.classes or logits.shape[-1]), topk)
+        if self.normalise == "bucket":
+            kept = log_p[..., : topk.k].logsumexp(-1, keepdim=True)
+            return kl(torch.cat([self.targets(topk) + kept, log_p[..., topk.k :]], -1), log_q)
+        log_q = log_q[..., : topk.k]
         scores = log_q if self.normalise == "linear" else log_q.exp() / self.student_heat
         return kl(self.targets(topk), scores.log_softmax(-1))
 
