@@ -113,7 +113,7 @@ def test_recipes_go_by_their_names_in_the_gallery(limbeck: Any) -> None:
         (["list", "--kind", "modle"], ["no kind of part is called 'modle'; did you mean 'model'?"]),
         (["list", "--kind", "zzz"], ["there is method, model"]),
         (["show", "dkdd"], ["no method is called 'dkdd'; did you mean 'dkd'?"]),
-        (["show", "model:cn"], ["no model is called 'cn'; did you mean 'cnn'?"]),
+        (["show", "model:cnnn"], ["no model is called 'cnnn'; did you mean 'cnn'?"]),
         (["show", "foo:bar"], ["cannot import 'foo'"]),
         (["report", "nowhere"], ["nowhere is not a finished run"]),
         (["export", "nowhere", "--format", "onnx"], ["no folder nowhere"]),

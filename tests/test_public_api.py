@@ -52,8 +52,8 @@ ARGUMENTS = {
     "Data": "spec train test val extra",
 }
 METHOD = {
-    "needs", "couples_samples", "live", "same_view", "streams", "dial", "data_free", "data_optional", "truncated",
-    "sampled", "controls", "setup",
+    "needs", "any_tokenizer", "couples_samples", "live", "same_view", "streams", "dial", "data_free", "data_optional",
+    "truncated", "sampled", "controls", "setup",
     "student", "teacher", "updates",
     "before_step", "pace", "fixed", "after_step", "count", "state_dict", "load_state_dict",
     "health", "alarms", "says",

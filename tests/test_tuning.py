@@ -32,13 +32,13 @@ def test_every_method_has_the_same_budget_and_other_seeds_judge(
     from limbeck import tuning
 
     trained: list[tuple[str, float]] = []
-    make = tuning._trainer
+    make = tuning.validated_trial
 
     def watched(recipe, method, runs):  # type: ignore[no-untyped-def]
         train = make(recipe, method, runs)
         return lambda overrides, share: (trained.append((method, share)), train(overrides, share))[1]
 
-    monkeypatch.setattr(tuning, "_trainer", watched)
+    monkeypatch.setattr(tuning, "validated_trial", watched)
     recipe = load_recipe(tiny(data=DIGITS, train={"steps": 8, "batch_size": 16}, evaluate=["accuracy"]))
     ranking = compare_methods(recipe, ["kd", "dkd"], trials=3, seeds=2, runs=tmp_path / "runs", quiet=True)
     assert set(ranking.scores) == {"kd", "dkd", "alone"} == {m for m, _ in trained}
@@ -73,7 +73,7 @@ def test_a_trial_that_the_method_refuses_has_ended_but_the_recipes_own_values_mu
 
         return train
 
-    monkeypatch.setattr(tuning, "_trainer", trainer)
+    monkeypatch.setattr(tuning, "validated_trial", trainer)
     recipe = load_recipe(tiny(data=DIGITS, train={"steps": 4, "batch_size": 16}, evaluate=["accuracy"]))
     tuned = tuning._tune(recipe, "kd", {}, 3, trainer(recipe, "kd", tmp_path), quiet=True)
     assert tuned.trials == 3 and tuned.chosen["lr"] == asked[0] and len(set(asked)) == 3

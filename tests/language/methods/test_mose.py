@@ -97,3 +97,14 @@ def test_a_student_without_exits_and_an_exit_that_is_not_there_are_refused(data)
         MoSE().setup(Parts(text_encoder(layers=1, **sizes(data)), {}, data.spec))
     with pytest.raises(UserError, match=r"after \[1, 3\] layers, not after 2"):
         network(data, every=2).at(2)
+
+
+def test_a_query_without_a_label_is_nobodys_pair(data):
+    method, batch = ready(data), data.train.batch(torch.arange(5))
+    some = {**batch, "label": batch["label"].clone()}
+    some["label"][3:] = -100
+    fewer = {name: value[:3] for name, value in batch.items() if torch.is_tensor(value)}
+    for name, term in method.terms(some).items():
+        alone = method.terms(fewer)[name]
+        assert float(term.sum.detach()) == pytest.approx(float(alone.sum.detach()), rel=1e-5)
+        assert int(term.count) == int(alone.count) == 3

@@ -64,12 +64,12 @@ class MoSE(Method):
         if batch["input_ids"].dim() != 3 or batch["input_ids"].shape[1] < 2:
             raise UserError("mose learns from rows of a query and documents (data.rows: lists)")
         found: list[Tensor] = forward(self.student, batch).exits
-        alike = same_pairs(batch)
+        known, alike = batch["label"] >= 0, same_pairs(batch)
         terms: dict[str, Term] = {}
         for layer, vectors in zip(self.exits, found, strict=True):
             weight = layer / self.exits[-1] if self.weights == "depth" else 1.0
             values = info_nce(vectors[:, 0], relevant(vectors, batch), alike, self.temperature)
-            terms[f"exit_{layer}"] = Term.of(values, weight=weight)
+            terms[f"exit_{layer}"] = Term.of(values, known, weight=weight)
             if self.explicit > 0 and layer != self.exits[-1]:
                 apart = cosine_distance(vectors, found[-1].detach())
                 terms[f"explicit_{layer}"] = Term.of(apart, weight=weight * self.explicit)
@@ -93,13 +93,13 @@ def info_nce(queries: Tensor, documents: Tensor, alike: Tensor, temperature: flo
 
 
 def same_pairs(batch: Batch) -> Tensor:
-    """Which rows have the same query or the same relevant document, bool [B, B]."""
+    """Which rows have the same query or the same relevant document, or name none at all, bool [B, B]."""
     ids = batch["input_ids"]
     texts = ids[:, 0], relevant(ids, batch)
     same = [(x[:, None] == x[None]).all(-1) for x in texts]
-    return same[0] | same[1]
+    return same[0] | same[1] | (batch["label"] < 0)
 
 
 def relevant(texts: Tensor, batch: Batch) -> Tensor:
-    """What each row [B, 1 + n, ...] has of the document that its label names, [B, ...]."""
-    return texts[torch.arange(len(texts), device=texts.device), batch["label"] + 1]
+    """What each row [B, 1 + n, ...] has of the document that its label names (of the first, if none), [B, ...]."""
+    return texts[torch.arange(len(texts), device=texts.device), batch["label"].clamp_min(0) + 1]
