@@ -39,8 +39,8 @@ class Distiller(EncoderMethod):
         temperature: T, divides both logits, and both states of ``ce``.
         internal: L_int.
         internal_weight: b.
-        layers: who learns from which: every k-th (``skip``), the ``last``, embedding and last alone (``emb_last``), or pairs
-            ``{student: teacher}`` where 0 is the embedding.
+        layers: who learns from which: every k-th (``skip``), the ``last``, embedding and last alone (``emb_last``), or
+            pairs ``{student: teacher}`` where 0 is the embedding.
         alpha: of ``mi``: 1 is InfoNCE (low variance, at most log of the batch size), 0 NWJ (low bias).
         baseline: of ``mi``, what the bound is taken against: 1, or what a second small network ``learned``.
         critic_width: neurons of the critic.

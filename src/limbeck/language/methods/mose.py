@@ -93,11 +93,12 @@ def info_nce(queries: Tensor, documents: Tensor, alike: Tensor, temperature: flo
 
 
 def same_pairs(batch: Batch) -> Tensor:
-    """Which rows have the same query or the same relevant document, or name none at all, bool [B, B]."""
+    """Which rows have the same query or the same relevant document, or where one names none, bool [B, B]."""
     ids = batch["input_ids"]
     texts = ids[:, 0], relevant(ids, batch)
     same = [(x[:, None] == x[None]).all(-1) for x in texts]
-    return same[0] | same[1] | (batch["label"] < 0)
+    none = batch["label"] < 0
+    return same[0] | same[1] | none[:, None] | none
 
 
 def relevant(texts: Tensor, batch: Batch) -> Tensor:
