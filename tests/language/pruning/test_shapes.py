@@ -20,7 +20,7 @@ CONFIGS = {
 }
 IDS = torch.tensor([[1, 4, 2, 9, 3, 7], [5, 5, 10, 0, 8, 6]])
 BATCHES = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}]
-SPACE = {"layers": [2, 3, 4], "hidden": [8, 12, 16], "heads": [2, 4], "ffn": [8, 16, 24]}
+SPACE = {"layers": [2, 3, 4], "hidden": [8, 10, 12, 16], "heads": [2, 4], "ffn": [8, 16, 24]}
 
 
 def network(kind):
@@ -32,12 +32,16 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
+def fits(kind, sizes):
+    """GPT-2 is as wide as its heads together; the width of the others is a multiple of their number."""
+    return sizes["hidden"] == 4 * sizes["heads"] if kind == "gpt2" else sizes["hidden"] % sizes["heads"] == 0
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_number_is_that_of_the_model_that_is_cut_out(kind):
     model = network(kind)
     shapes = [dict(zip(SPACE, values, strict=True)) for values in itertools.product(*SPACE.values())]
-    if kind == "gpt2":  # as wide as its heads together
-        shapes = [s for s in shapes if s["hidden"] == 4 * s["heads"]]
+    shapes = [s for s in shapes if fits(kind, s)]
     for sizes in shapes[::3]:
         cut = Cut(**sizes)
         assert parameters_of(model, target_shape(model, cut)) == count(cut_out(model, cut, BATCHES)), sizes
@@ -51,7 +55,7 @@ def test_all_shapes_near_the_budget_are_found_and_no_others(kind):
     wanted = {}
     for values in itertools.product(*SPACE.values()):
         sizes = dict(zip(SPACE, values, strict=True))
-        if kind == "gpt2" and sizes["hidden"] != 4 * sizes["heads"]:
+        if not fits(kind, sizes):
             continue
         found = count(cut_out(model, Cut(**sizes), BATCHES))
         if abs(found - 0.6 * whole) <= 0.3 * 0.6 * whole:
@@ -85,3 +89,10 @@ def test_what_is_not_in_the_space_stays_as_it_is_given():
 def test_what_cannot_be_is_said(space, budget, says):
     with pytest.raises(UserError, match=says):
         shapes_within(network("llama"), space, budget)
+
+
+def test_sizes_that_transformers_would_not_save_are_refused_before_a_training():
+    model = network("llama")
+    with pytest.raises(UserError, match="LlamaForCausalLM of these sizes cannot be: .*multiple of the number of att"):
+        target_shape(model, Cut(hidden=10, heads=4))
+    assert {s["hidden"] for s, _ in shapes_within(model, {"hidden": [10, 12]}, 0.7, 0.9, Cut(heads=4))} == {12}

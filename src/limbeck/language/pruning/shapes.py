@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from limbeck.errors import UserError
-from limbeck.language.pruning.anatomy import Shape, anatomy_of
-from limbeck.language.pruning.choice import Cut, target_shape
+from limbeck.language.pruning.anatomy import Shape, anatomy_of, shape_of
+from limbeck.language.pruning.choice import Cut, check_size, target_shape
 
 SIZES = ("layers", "hidden", "heads", "ffn")
 """What a shape is given by."""
@@ -67,11 +67,11 @@ def shapes_within(
         raise UserError(f"shapes: {says}; there is {', '.join(SIZES)}")
     if budget <= 0 or not 0 <= within < 1:
         raise UserError(f"shapes: the budget is above 0 and within a share below 1, got {budget:g} and {within:g}")
+    whole = shape_of(model)
     for name, values in space.items():
         for value in values:
-            target_shape(model, Cut(**{name: value}))
-    whole = sum(p.numel() for p in model.parameters())
-    wanted = budget * whole if budget <= 1 else budget
+            check_size(whole, name, value)
+    wanted = budget * parameters_of(model, whole) if budget <= 1 else budget
     base = {name: getattr(fixed, name, None) for name in SIZES}
     counted = []
     for values in itertools.product(*space.values()):
@@ -79,7 +79,7 @@ def shapes_within(
         try:
             shape = target_shape(model, Cut(**{**base, **sizes}))
         except UserError:
-            continue  # each size could be cut alone, but the architecture ties some of them
+            continue  # each of the sizes can be cut, but the architecture ties some of them
         counted.append((sizes, parameters_of(model, shape)))
     near = [(sizes, count) for sizes, count in counted if abs(count - wanted) <= within * wanted]
     if not near:
