@@ -43,7 +43,11 @@ def parameters_of(model: nn.Module, shape: Shape) -> int:
 
 
 def shapes_within(
-    model: nn.Module, space: Mapping[str, Sequence[int]], budget: float, within: float = 0.05, fixed: Cut | None = None
+    model: nn.Module,
+    space: Mapping[str, Sequence[int]],
+    budget: float,
+    within: float = 0.05,
+    fixed: Sizes | None = None,
 ) -> list[tuple[Sizes, int]]:
     """Every combination of sizes whose number of parameters is within a share of the budget, and that number.
 
@@ -68,22 +72,25 @@ def shapes_within(
     if budget <= 0 or not 0 <= within < 1:
         raise UserError(f"shapes: the budget is above 0 and within a share below 1, got {budget:g} and {within:g}")
     whole = shape_of(model)
-    for name, values in space.items():
-        for value in values:
+    for name, given in space.items():
+        for value in given:
             check_size(whole, name, value)
     wanted = budget * parameters_of(model, whole) if budget <= 1 else budget
-    base = {name: getattr(fixed, name, None) for name in SIZES}
     counted = []
     for values in itertools.product(*space.values()):
         sizes = dict(zip(space, values, strict=True))
         try:
-            shape = target_shape(model, Cut(**{**base, **sizes}))
+            shape = target_shape(model, _cut({**(fixed or {}), **sizes}))
         except UserError:
             continue  # each of the sizes can be cut, but the architecture ties some of them
         counted.append((sizes, parameters_of(model, shape)))
     near = [(sizes, count) for sizes, count in counted if abs(count - wanted) <= within * wanted]
     if not near:
-        sizes = f"{min(n for _, n in counted):,} to {max(n for _, n in counted):,}" if counted else "none that can be"
+        some = f"{min(n for _, n in counted):,} to {max(n for _, n in counted):,}" if counted else "none that can be"
         says = f"no shape of the space is within {within:.0%} of {wanted:,.0f} parameters"
-        raise UserError(f"shapes: {says}: its {len(counted)} shapes have {sizes}")
+        raise UserError(f"shapes: {says}: its {len(counted)} shapes have {some}")
     return sorted(near, key=lambda found: abs(found[1] - wanted))
+
+
+def _cut(sizes: Mapping[str, int]) -> Cut:
+    return Cut(sizes.get("layers"), sizes.get("hidden"), sizes.get("heads"), sizes.get("ffn"))

@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from limbeck.arms import arm_key
 from limbeck.codehash import module_hash
 from limbeck.engine.checkpoint import write_json
 from limbeck.engine.noise import uniform
 from limbeck.engine.validation import Validator
 from limbeck.errors import UserError
 from limbeck.language.models.pruned import source_of
-from limbeck.language.pruning.choice import Cut
 from limbeck.language.pruning.shapes import SIZES, Sizes, shapes_within
 from limbeck.registry import register
-from limbeck.training import start_student, train
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
@@ -71,7 +67,7 @@ def search_shape(
     if context.ingredients.main.val is None:
         raise UserError("search_shape: shapes are compared on a validation split: give data.val_fraction")
     teacher = source_of(student.args.get("of"), context.teachers).module
-    fixed = Cut(**{name: student.args.get(name) for name in SIZES})
+    fixed = {name: student.args[name] for name in SIZES if student.args.get(name) is not None}
     shapes = shapes_within(teacher, space, budget, within, fixed)[:most]
     folder = context.artifact("search", _key(context, [shapes, steps, by]))
     if not context.fabric.broadcast((folder / FOUND).is_file()):
@@ -102,14 +98,8 @@ def _tried(context: Context, shapes: list[tuple[Sizes, int]], steps: int, by: st
 def _losses(context: Context, sizes: Sizes, steps: int, label: str) -> tuple[float, float]:
     """The loss of a shape on the validation split, as it was cut and after its retraining, in nats per token."""
     recipe = _short(context.recipe, sizes, steps)
-    own = replace(context, recipe=recipe)
-    cut = _loss(context, start_student(recipe, own.ingredients, context.seed).module)
-    if steps == 0:
-        return cut, cut
-    key = arm_key(recipe, context.data, context.teachers, context.seed)
-    folder = context.artifact("shape", key)
-    trained = train(recipe, own.ingredients, folder, seed=context.seed, key=key, label=label)
-    return cut, _loss(context, trained.model.module)
+    cut = _loss(context, context.begun(recipe))
+    return cut, _loss(context, context.trained(recipe, "shape", label).model.module) if steps else cut
 
 
 def _short(recipe: Recipe, sizes: Mapping[str, int], steps: int) -> Recipe:
@@ -128,10 +118,9 @@ def _loss(context: Context, module: nn.Module) -> float:
 def _key(context: Context, asked: list[Any]) -> str:
     """What the choice depends on."""
     val = context.ingredients.main.val
-    short = _short(context.recipe, {}, 1)
     facts = [
         asked,
-        arm_key(short, context.data, context.teachers, context.seed),
+        context.key_of(_short(context.recipe, {}, 1)),
         getattr(val, "fingerprint", ""),
         [module_hash(module) for module in (__name__, "limbeck.language.pruning.shapes")],
     ]
