@@ -105,6 +105,8 @@ def retrieval(
         found = found.cut([*parts[0], *parts[1]], documents)
     found = found.prefixed(query_prefix, document_prefix)
     every = [*found.documents.values(), *(found.queries[q] for q in parts[0])]
+    if mask_token and found.retold is not None:
+        every += found.retold.values()
     words = words_of(tokenizer, tokenizer_path, every, vocab_size, context)
     if mask_token:
         tokenizers.with_marks(words.tokenizer)

@@ -156,7 +156,7 @@ def test_each_exit_fills_in_words_and_tells_pairs_by_the_shared_heads(snippets, 
         assert terms[f"same_{layer}"].count == 6
         assert [terms[f"{n}_{layer}"].weight for n in ("words", "same")] == pytest.approx([layer / 3] * 2)
         if layer < 3:
-            assert float(terms[f"explicit_{layer}"].sum.detach()) == pytest.approx(apart, rel=1e-3)
+            assert float(terms[f"explicit_{layer}"].sum.detach()) == pytest.approx(apart, abs=2e-6)
     assert "explicit_3" not in terms
 
 
