@@ -23,7 +23,7 @@ import yaml
 from lightning_fabric import Fabric
 
 from limbeck import __version__
-from limbeck.arms import arm_recipe, file_state, fingerprints, start_files, teacher_files
+from limbeck.arms import arm_key, arm_recipe, file_state, fingerprints, start_files, teacher_files
 from limbeck.codehash import code_of
 from limbeck.data import load_data
 from limbeck.data.base import Data
@@ -37,7 +37,7 @@ from limbeck.preflight import preflight
 from limbeck.processes import once
 from limbeck.recipe import Recipe, load_recipe
 from limbeck.registry import Block, find
-from limbeck.training import Ingredients
+from limbeck.training import Ingredients, Trained, train
 
 RESULTS = "results.json"
 MANIFEST = "manifest.json"
@@ -106,6 +106,20 @@ class Context:
     def once(self, work: Callable[[], Any]) -> None:
         """Let the first process do something while the others wait; its :class:`UserError` is raised in all."""
         once(self.fabric, work)
+
+    def trained(self, name: str, label: str) -> Trained:
+        """The recipe's student trained as the recipe stands now, or found; a stage may go on from it.
+
+        Args:
+            name: of the artifact.
+            label: shown with the progress.
+        """
+        key = arm_key(self.recipe, self.data, self.teachers, self.seed)
+        return train(self.recipe, self.ingredients, self.artifact(name, key), seed=self.seed, key=key, label=label)
+
+    def deliver(self, folder: Path, numbers: Mapping[str, Any], describe: str) -> None:
+        """Make the model in ``folder`` the run's student, where a stage made it and none trains it."""
+        self.arms["student"] = Arm("student", "student", "Student", self.recipe, folder, dict(numbers), describe)
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal, once."""

@@ -1,0 +1,1 @@
+"""Stages of runs with models of text."""
