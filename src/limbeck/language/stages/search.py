@@ -61,8 +61,8 @@ def search_subnet(
         flops: its forward of one row takes no more operations than this; 2 per multiply-add.
         by: the least ``loss``, the most ``parameters``, or ``chance``; the latter two are what the first must beat.
         weights: the student has those of the super-network, or the chosen subnet begins anew (``fresh``).
-        then: blocks of the training that follows, laid over the recipe; its method is by default ``minilm`` with the
-            same relations.
+        then: ``method``, ``train`` and ``phases`` of the training that follows, laid over the recipe's; its method is
+            by default ``minilm`` with the same relations, and a phase may bring data of its own.
         rows: of the validation split, from its beginning.
         candidates: of a larger space so many are drawn.
 
@@ -70,6 +70,8 @@ def search_subnet(
         UserError: the recipe is for another method, has no validation split, or the limits leave no subnet.
     """
     method = _method(context)
+    if foreign := sorted(set(then or ()) - {"method", "train", "phases"}):
+        raise UserError(f"search_subnet: then is of method, train and phases, not '{foreign[0]}'")
     if then is None and any(block.name == "train" for block in context.recipe.stages or ()):
         raise UserError("search_subnet: say what the subnet is trained with (then), or leave out the stage 'train'")
     supernet = context.trained("supernet", "super-network")
