@@ -121,6 +121,10 @@ class Context:
         """Let the first process do something while the others wait; its :class:`UserError` is raised in all."""
         once(self.fabric, work)
 
+    def deliver(self, folder: Path, numbers: Mapping[str, Any], describe: str) -> None:
+        """Make the model in ``folder`` the run's student, where a stage made it and none trains it."""
+        self.arms["student"] = Arm("student", "student", "Student", self.recipe, folder, dict(numbers), describe)
+
     def say(self, text: str) -> None:
         """Tell the person at the terminal, once."""
         if self.first and not self.quiet:
