@@ -146,7 +146,7 @@ def test_each_exit_fills_in_words_and_tells_pairs_by_the_shared_heads(snippets, 
                 words -= logits[batch["label"][i, t]] - math.log(sum(math.exp(x) for x in logits))
                 count += 1
             pooled = sum(added) / length if pooling == "mean" else added[0]
-            told = 1 / (1 + math.exp(-float(heads.same(pooled))))
+            told = 1 / (1 + math.exp(-float(heads.same(pooled).detach())))
             same -= math.log(told if batch["same"][i] else 1 - told)
             own, last = (sum(states[k][i, :length]) if pooling == "mean" else states[k][i, 0] for k in (number, 2))
             apart += 1 - float(torch.cosine_similarity(own, last, dim=0))
