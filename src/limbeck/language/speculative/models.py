@@ -328,6 +328,8 @@ def decoder(hidden: int, layers: int, heads: int) -> Any:
     more: dict[str, Any] = {"attn_implementation": "sdpa"}
     config = LlamaConfig(
         vocab_size=1,
+        bos_token_id=None,
+        eos_token_id=None,
         hidden_size=hidden,
         intermediate_size=8 * round(hidden / 3),
         num_hidden_layers=layers,
