@@ -26,8 +26,8 @@ class SNOOPI(SwiftBrush):
     decides how much more the class weighs than what all classes share on the way there.
 
     The fake score has to know unconditional samples too, so a share of its samples hides the class. The paper's range
-    of strengths depends on the teacher; its training-free negative prompts (NASA) need cross-attention, which networks
-    conditioned on classes have not, and are left out.
+    of strengths depends on the teacher. Its negative prompts without training (NASA) are no part of the method: see
+    :mod:`limbeck.diffusion.negatives`, for any generator with cross-attention.
 
     Args:
         guidance: the lowest strength that is drawn.
