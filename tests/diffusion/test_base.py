@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from limbeck.data.base import DataSpec
 from limbeck.diffusion import mixture
+from limbeck.engine.method import Parts
+from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
-from limbeck.registry import Block, build
+from limbeck.registry import Block, build, find
 from toolkit.diffusion import CLOCK, batch, made, student
 
 FLOOR = Block("mlp_denoiser", {"width": 16, "depth": 1, "floor": 0.02})
@@ -47,6 +50,18 @@ def test_data_of_the_recipe_come_first():
     x, label = method().clean(rows, CLOCK, "x")
     assert x is rows["input"]
     assert label is None, "the student has no classes"
+
+
+@pytest.mark.parametrize(("data", "says"), [(None, "the data none"), (10, "the data 10")])
+def test_data_of_other_classes_are_refused(data, says):
+    net = Block("mlp_denoiser", {"width": 16, "depth": 1, "floor": 0.02, "classes": 2})
+    teacher = Teacher(mixture.ring(4, 2.0, 0.3, classes=2).float(), {"denoiser"}, "teacher")
+    ours = find("method", "consistency").load()()
+    spec = DataSpec(task="generation", shape=(2,), classes=data)
+    ours.setup(Parts(student=student(net), teachers={"teacher": teacher}, data=spec))
+    rows = {**batch(0, 4), "input": torch.zeros(4, 2), "label": torch.arange(4)}
+    with pytest.raises(UserError, match=says):
+        ours.clean(rows, CLOCK, "x")
 
 
 def test_classes_come_with_the_samples():

@@ -70,6 +70,7 @@ class DiffusionMethod(Method):
         self.shape = shape_of(parts.student, "student")
         self.noise_shape = tuple(getattr(parts.student, "noise_shape", self.shape))
         self.classes: int | None = getattr(parts.student, "classes", None)
+        self._theirs = None if parts.data is None else parts.data.classes
         self.set_range(parts.student)
         theirs = shape_of(teacher, "teacher")
         if theirs != self.shape:
@@ -140,9 +141,15 @@ class Pairs(DiffusionMethod):
         """Clean samples [B, *shape] and their class: the data's where the recipe has some, else the teacher's own.
 
         An exact teacher draws new ones for every step; of another, ``pairs`` are made once and drawn from.
+
+        Raises:
+            UserError: the data's classes are not the student's.
         """
         if "input" in batch:
-            return batch["input"], batch.get("label") if self.classes is not None else None
+            if self.classes is not None and self._theirs != self.classes:
+                says = f"the student has {self.classes} classes (or prompts) and the data {self._theirs or 'none'}"
+                raise UserError(f"{says}: make them alike, or leave the data's pictures out")
+            return batch["input"], batch["label"] if self.classes is not None else None
         module = self.teacher.module
         if not isinstance(module, GaussianMixture):
             _, label, made = self.pair(batch, clock, f"{name} clean")
