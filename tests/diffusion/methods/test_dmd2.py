@@ -11,7 +11,7 @@ from toolkit.diffusion import CLOCK, MEAN, STD, Affine, FakeScore, batch, descen
 
 
 def test_without_its_head_an_affine_generator_comes_to_the_teachers_law(monkeypatch):
-    generator = Affine()
+    generator = Affine(0.8, 0.5)
     monkeypatch.setattr(
         "limbeck.diffusion.generators.GeneratorMethod.build_critic", lambda self, parts: FakeScore(generator)
     )

@@ -60,7 +60,7 @@ def test_with_all_the_noise_the_denoiser_is_a_martingale():
 @pytest.mark.parametrize(("strength", "power"), [(0.0, 0.5), (1.0, 1.0)])
 def test_descent_comes_to_the_flow_or_to_the_denoiser(strength, power):
     net = Denoiser(0.75)
-    descend(scott(net, strength=strength, solver_steps=2, levels=18), 30, lr=0.05, rows=128)
+    descend(scott(net, strength=strength, solver_steps=2, levels=18), 60, lr=0.05, rows=128)
     assert float(net.power.detach()) == pytest.approx(power, abs=0.05)
 
 

@@ -48,7 +48,7 @@ def test_at_one_half_twice_the_gradient_is_that_of_the_divergence():
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_an_affine_generator_comes_to_the_teachers_law(alpha):
-    student = Affine()
+    student = Affine(0.8, 0.5)
     descend(with_exact_critic(student, alpha=alpha), 250)
     assert abs(float(student.a.detach())) == pytest.approx(STD, abs=0.06)
     assert float(student.b.detach()) == pytest.approx(MEAN, abs=0.06)

@@ -29,7 +29,7 @@ def test_of_one_step_it_is_sid():
 
 
 def test_an_affine_generator_comes_to_the_teachers_law(monkeypatch):
-    generator = Affine()
+    generator = Affine(0.8, 0.5)
     monkeypatch.setattr(
         "limbeck.diffusion.generators.GeneratorMethod.build_critic", lambda self, parts: FakeScore(generator)
     )

@@ -6,7 +6,12 @@ import math
 
 import pytest
 
-from limbeck.diffusion.metrics.texts import CountingJudge, entropy
+from limbeck.diffusion.metrics.texts import CountingJudge, entropy, text_judge
+from limbeck.metrics.base import Evaluation
+from limbeck.errors import UserError
+from limbeck.registry import Block, build
+
+TEXT = {"corpus": "grammar", "tokenizer": "char", "characters": 2000, "context": 12}
 
 
 def test_probabilities_sum_to_one_and_are_the_formula():
@@ -32,3 +37,27 @@ def test_the_nll_is_that_of_its_tokens_one_after_another():
 def test_the_entropy_is_of_the_tokens_within_a_text():
     assert entropy([1, 1, 1]) == 0
     assert entropy([0, 1, 0, 1]) == pytest.approx(math.log(2))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Block("text", TEXT)
+
+
+def network(data, **more):
+    words = {"vocab_size": build("data", data).spec.vocab_size, "context": 12, **more}
+    return Block("masked_transformer", {"width": 8, "layers": 1, "heads": 2, **words})
+
+
+def test_a_network_and_its_sampler_are_judged_with_the_calls_that_they_take(data):
+    plain = network(data)
+    sampler = Block("discrete_sampler", {"net": plain, "steps": 3})
+    for block, calls in ((plain, 12), (sampler, 3)):
+        found = text_judge(Evaluation(build("model", block).eval()), data=data, samples=5)
+        assert found.values["text_nfe"] == calls
+        assert 0 < found.values["text_nll"] < 20 and len(found.details["texts"]) > 0
+
+
+def test_text_of_other_tokens_is_refused(data):
+    with pytest.raises(UserError, match="7 tokens"):
+        text_judge(Evaluation(build("model", network(data, vocab_size=7))), data=data)

@@ -21,8 +21,8 @@ from limbeck.registry import register
 class PatientKD(EncoderMethod):
     """``(1 - alpha) CE + alpha T^2 KL + beta sum_i || h_i / |h_i| - g_i / |g_i| ||^2`` on the first token's states.
 
-    Sun et al. 2019 (arXiv 1908.09355), equations 3 to 7: all layers but the last, whose logits teach. The student
-    begins with the teacher's first layers.
+    Sun et al. 2019 (arXiv 1908.09355), equations 3 to 7: all layers but the last, whose logits teach. The paper's
+    student begins with the first layers of the model that its teacher was before fine-tuning.
 
     Args:
         alpha: weight of the soft targets, the rest is cross-entropy with the labels.
@@ -30,7 +30,7 @@ class PatientKD(EncoderMethod):
         beta: of the states' distance; the paper's grid is 10 to 1000.
         layers: the teacher's layers that teach: every k-th (``skip``, better in the paper), the ``last`` ones, or pairs
             ``{student: teacher}`` counted from 1.
-        from_teacher: begin with the teacher's first layers.
+        from_teacher: begin with the first layers of the teacher as it is.
     """
 
     needs = {"teacher": {"logits", "hidden_states"}}
