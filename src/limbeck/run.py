@@ -21,9 +21,10 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
+from torch import nn
 
 from limbeck import __version__
-from limbeck.arms import arm_recipe, file_state, fingerprints, start_files, teacher_files
+from limbeck.arms import arm_key, arm_recipe, file_state, fingerprints, start_files, teacher_files
 from limbeck.codehash import code_of
 from limbeck.data import load_data
 from limbeck.data.base import Data
@@ -37,7 +38,7 @@ from limbeck.preflight import preflight
 from limbeck.processes import once
 from limbeck.recipe import Recipe, load_recipe
 from limbeck.registry import Block, find
-from limbeck.training import Ingredients
+from limbeck.training import Ingredients, Trained, start_student, train
 
 RESULTS = "results.json"
 MANIFEST = "manifest.json"
@@ -103,9 +104,26 @@ class Context:
         """The folder of an artifact that depends on ``key``."""
         return self.folder / "artifacts" / f"{name}-{key[:10]}"
 
+    def key_of(self, recipe: Recipe) -> str:
+        """What a variant of the recipe depends on, trained with the data and the teachers of the run."""
+        return arm_key(recipe, self.data, self.teachers, self.seed)
+
+    def begun(self, recipe: Recipe) -> nn.Module:
+        """The student of a variant of the recipe as it starts."""
+        return start_student(recipe, self.ingredients, self.seed).module
+
+    def trained(self, recipe: Recipe, name: str, label: str) -> Trained:
+        """The student of a variant of the recipe after its training, in an artifact of that name or found there."""
+        key = self.key_of(recipe)
+        return train(recipe, self.ingredients, self.artifact(name, key), seed=self.seed, key=key, label=label)
+
     def once(self, work: Callable[[], Any]) -> None:
         """Let the first process do something while the others wait; its :class:`UserError` is raised in all."""
         once(self.fabric, work)
+
+    def deliver(self, folder: Path, numbers: Mapping[str, Any], describe: str) -> None:
+        """Make the model in ``folder`` the run's student, where a stage made it and none trains it."""
+        self.arms["student"] = Arm("student", "student", "Student", self.recipe, folder, dict(numbers), describe)
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal, once."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 DONE = "done.json"
-MODEL = "model"
+MODEL = store.MODEL
 Weights = dict[str, torch.Tensor]
 
 

@@ -77,8 +77,9 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""
 OWN = "its own"
-ELSEWHERE = {("seq_kd", "length_penalty")}
-"""Arguments that the benches cannot show, with tests of their own: the texts of that bench never end early."""
+ELSEWHERE = {("seq_kd", "length_penalty"), ("mose", "stage")}
+"""Arguments that the benches cannot show, with tests of their own: texts that never end early, stages that learn from
+different data."""
 
 ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if has_others(p)]
 FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]

@@ -3,7 +3,7 @@ import torch
 from torch.func import functional_call
 
 from limbeck.errors import UserError
-from limbeck.language.supernet import Architecture, exported, sliced_weights, subnet_shell
+from limbeck.language.supernet import Architecture, exported, run_subnet, sliced_weights, subnet_shell
 from limbeck.models.encoder import encoder
 
 SIZES = {"vocab_size": 11, "context": 8, "task": "masked_lm"}
@@ -67,6 +67,19 @@ def test_gradients_reach_the_shared_weights_and_no_others(network, ids):
     gradient = layers[2].output.dense.weight.grad
     assert gradient[:16, :20].abs().min() > 0
     assert gradient[16:].abs().sum() == 0 and gradient[:, 20:].abs().sum() == 0
+
+
+def test_an_empty_shell_runs_by_the_super_networks_weights(network, ids):
+    shell = subnet_shell(network, PART, empty=True)
+    assert {value.device.type for value in shell.parameters()} == {"meta"}
+    state = torch.get_rng_state()
+    shown = run_subnet(network, PART, shell, input_ids=ids).logits
+    assert torch.equal(shown, exported(network, PART)(ids).logits)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.bert.embeddings.position_ids.device.type == "cpu"
+    network.train()
+    run_subnet(network, PART, shell, input_ids=ids)
+    assert shell.training
 
 
 @pytest.mark.parametrize("wrong", [Architecture((0, 3), 1, 4), Architecture((0,), 4, 4), Architecture((), 1, 4)])

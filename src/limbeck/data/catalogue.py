@@ -43,11 +43,15 @@ Thing = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Texts with their names, and relevance by names: ``relevance[query][document]`` is 1."""
+    """Texts with their names, and relevance by names: ``relevance[query][document]`` is 1.
+
+    ``retold`` has another description of each document's thing, mostly by the other words.
+    """
 
     documents: dict[str, str]
     queries: dict[str, str]
     relevance: dict[str, dict[str, float]]
+    retold: dict[str, str]
 
 
 def catalogue(documents: int, queries: int, seed: int = 0, synonyms: float = 0.8) -> Catalogue:
@@ -62,6 +66,8 @@ def catalogue(documents: int, queries: int, seed: int = 0, synonyms: float = 0.8
     dice = random.Random(seed)
     things = [_thing(dice) for _ in range(documents)]
     texts = {f"d{i}": describe(thing, dice, 1 - synonyms) for i, thing in enumerate(things)}
+    others = random.Random(f"{seed} retold")
+    retold = {f"d{i}": describe(thing, others, synonyms) for i, thing in enumerate(things)}
     asked, relevance = {}, {}
     for i in range(queries):
         thing, kinds = things[_below(dice, documents)], _some(dice, 2 + _below(dice, 2))
@@ -69,7 +75,7 @@ def catalogue(documents: int, queries: int, seed: int = 0, synonyms: float = 0.8
         asked[f"q{i}"] = " ".join(said)
         same = (j for j, other in enumerate(things) if all(other[k] == thing[k] for k in kinds))
         relevance[f"q{i}"] = {f"d{j}": 1.0 for j in same}
-    return Catalogue(texts, asked, relevance)
+    return Catalogue(texts, asked, relevance, retold)
 
 
 def sentence_pairs(count: int, seed: int = 0, synonyms: float = 0.5) -> list[tuple[str, str, float]]:

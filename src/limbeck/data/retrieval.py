@@ -7,14 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from limbeck.data import tokenizer as tokenizers
 from limbeck.data.base import Data
 from limbeck.data.catalogue import catalogue
 from limbeck.data.corpora import corpus_file, read_documents, read_fields, read_text
+from limbeck.data.snippets import snippets
 from limbeck.data.texts import Collection, TextRows, Texts, Words, words_of
 from limbeck.engine.noise import uniform
 from limbeck.errors import UserError
@@ -31,7 +33,7 @@ def retrieval(
     *,
     corpus: Literal["catalogue", "cisi", "headings"] | None = None,
     path: Path | None = None,
-    rows: Literal["lists", "texts"] = "lists",
+    rows: Literal["lists", "texts", "snippets"] = "lists",
     negatives: int = 7,
     documents: int = 200,
     queries: int = 400,
@@ -40,6 +42,8 @@ def retrieval(
     scores: Path | None = None,
     query_prefix: str = "",
     document_prefix: str = "",
+    mask_token: bool = False,
+    rate: float = 0.15,
     tokenizer: Literal["word", "char", "bpe"] = "word",
     tokenizer_path: Path | None = None,
     vocab_size: int = 2000,
@@ -51,7 +55,10 @@ def retrieval(
 
     A list is a query, a relevant document and ``negatives`` others, drawn anew in each view among those that are not
     relevant; its ``label`` is 0, the place of the relevant one. With ``rows: texts`` the rows are the training queries
-    and all documents, without any label. The test split's rows are lists as well, and it has the whole ``collection``.
+    and all documents, without any label. With ``rows: snippets`` a row is two pieces of text, one after the other, of
+    one document or (as often) of two: ``same`` is 1 or 0, some tokens are hidden, and ``label`` [2 context] has them.
+    A document's pieces are its two halves; the catalogue tells of each thing twice. The test split's rows are lists in
+    any case, and it has the whole ``collection``.
 
     Args:
         corpus: ``catalogue`` is made by the package; ``cisi`` (odd queries train, even ones test) and ``headings`` (the
@@ -67,6 +74,9 @@ def retrieval(
         scores: a teacher's scores of pairs, .tsv (query, document, score) or .jsonl (query_id, document_id, score): the
             lists then have ``teacher_scores`` and draw their documents among those that have a score.
         query_prefix, document_prefix: put before each text, as some encoders want it.
+        mask_token: give the tokenizer marks for hidden tokens; where one encoder learns from snippets and then from
+            lists, both need them.
+        rate: share of the tokens of snippets that are hidden, as in data ``masked_text``.
         tokenizer: made from the texts: frequent words, characters, or byte-level BPE.
         tokenizer_path: a saved tokenizer instead (a folder with tokenizer.json).
         vocab_size: of a tokenizer made from the texts, at most.
@@ -75,15 +85,17 @@ def retrieval(
         licence: of the texts, as their owner states it.
 
     Raises:
-        UserError: a file is missing or wrong, or too few documents are left for a list.
+        UserError: a file is missing or wrong, too few documents are left for a list, or snippets without a mask.
     """
     if (corpus is None) == (path is None):
         raise UserError("data 'retrieval' needs one of corpus (catalogue, cisi, headings) and path (a folder)")
+    if rows == "snippets" and not mask_token:
+        raise UserError("data 'retrieval': rows of snippets have hidden tokens: give mask_token: true, in every phase")
     if min(negatives, documents, queries, test_queries) < 1:
         raise UserError("data 'retrieval': negatives, documents, queries and test_queries must be at least 1")
     if corpus == "catalogue":
         made = catalogue(documents, queries + test_queries, seed)
-        found = Judged(made.documents, made.queries, made.relevance)
+        found = Judged(made.documents, made.queries, made.relevance, made.retold)
         names = list(found.queries)
         parts = names[:queries], names[queries:]
     else:
@@ -93,11 +105,19 @@ def retrieval(
         found = found.cut([*parts[0], *parts[1]], documents)
     found = found.prefixed(query_prefix, document_prefix)
     every = [*found.documents.values(), *(found.queries[q] for q in parts[0])]
+    if mask_token and found.retold is not None:
+        every += found.retold.values()
     words = words_of(tokenizer, tokenizer_path, every, vocab_size, context)
+    if mask_token:
+        tokenizers.with_marks(words.tokenizer)
     stated = licence or {"catalogue": "made by limbeck", "headings": "CC BY-SA"}.get(corpus or "")
     known = read_scores(scores) if scores is not None else None
     maker = _Maker(found, words, negatives, stated, known)
-    train_rows = maker.texts(parts[0]) if rows == "texts" else maker.lists(parts[0][:labelled])
+    train_rows: Any = maker.texts(parts[0]) if rows == "texts" else None
+    if rows == "lists":
+        train_rows = maker.lists(parts[0][:labelled])
+    elif rows == "snippets":
+        train_rows = snippets(found.pieces(), words, maker.spec, rate, seed)
     test_rows = maker.lists(parts[1], judged=True) if parts[1] else None
     return Data(train_rows.spec, train=train_rows, test=test_rows, extra={"tokenizer": words.tokenizer})
 
@@ -109,6 +129,15 @@ class Judged:
     documents: Names
     queries: Names
     relevance: Relevance
+    retold: Names | None = None
+
+    def pieces(self) -> list[tuple[str, str]]:
+        """Two pieces of text for each document: it and what tells of the same, or its halves."""
+        if self.retold is not None:
+            return [(text, self.retold[name]) for name, text in self.documents.items()]
+        words = [text.split() for text in self.documents.values()]
+        halves = [(w[: (len(w) + 1) // 2], w[(len(w) + 1) // 2 :]) for w in words if len(w) > 1]
+        return [(" ".join(a), " ".join(b)) for a, b in halves]
 
     def cut(self, queries: Sequence[str], documents: int) -> Judged:
         """Some queries, and at most so many documents: what is relevant to these queries comes first."""
@@ -121,7 +150,8 @@ class Judged:
     def prefixed(self, query: str, document: str) -> Judged:
         """With something before each text."""
         documents = {k: document + v for k, v in self.documents.items()}
-        return Judged(documents, {k: query + v for k, v in self.queries.items()}, self.relevance)
+        retold = None if self.retold is None else {k: document + v for k, v in self.retold.items()}
+        return Judged(documents, {k: query + v for k, v in self.queries.items()}, self.relevance, retold)
 
 
 class _Maker:

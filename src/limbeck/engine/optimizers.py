@@ -57,4 +57,16 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent; the defaults are the common CIFAR-100 distillation recipe."""
     p = list(parameters)
-    return SGD(p, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=_fused(p))
+    made = SGD(p, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=_fused(p))
+    if momentum != 0:
+        made.register_step_pre_hook(_begin_late)
+    return made
+
+
+def _begin_late(optimizer: Optimizer, *_: object) -> None:
+    """A momentum of zero for parameters whose first gradient comes late: torch's fused kernel would stop at them."""
+    learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    late = [p for p in learning if optimizer.state[p].get("momentum_buffer") is None]
+    if len(late) < len(learning):
+        for p in late:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -33,6 +33,8 @@ FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "limbeck.json"
 ADAPTER = "adapter"
+MODEL = "model"
+"""The folder of the model inside what a training leaves."""
 LAYOUTS = ("limbeck", "transformers")
 _FIELDS = {"model": dict, "layout": str, "gives": list, "hash": str, "about": dict}
 """What every card holds, and of which type."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from limbeck.errors import UserError
 from limbeck.models.forward import unwrapped
@@ -54,18 +55,23 @@ def subnet_config(network: nn.Module, architecture: Architecture) -> Any:
     return config
 
 
-def subnet_shell(network: nn.Module, architecture: Architecture) -> nn.Module:
+def subnet_shell(network: nn.Module, architecture: Architecture, *, empty: bool = False) -> nn.Module:
     """A plain encoder of the subnet's sizes, of the super-network's class, on its device and in its mode.
 
     Its weights are fresh; torch's global generator is left as it was.
+
+    Args:
+        network: the super-network.
+        architecture: the subnet.
+        empty: have shapes alone, which take no memory, for :func:`run_subnet`.
     """
     plain: Any = unwrapped(network)
     config = subnet_config(plain, architecture)
     extra = {"add_pooling_layer": False} if getattr(plain, "pooler", 0) is None else {}
-    with torch.random.fork_rng(devices=[]):
-        shell: nn.Module = type(plain)(config, **extra)
     first = next(plain.parameters())
-    return shell.to(first.device, first.dtype).train(plain.training)
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if empty else "cpu"):
+        shell: nn.Module = type(plain)(config, **extra)
+    return shell.to("meta" if empty else first.device, first.dtype).train(plain.training)
 
 
 def sliced_weights(network: nn.Module, architecture: Architecture, shell: nn.Module) -> dict[str, Tensor]:
@@ -76,6 +82,21 @@ def sliced_weights(network: nn.Module, architecture: Architecture, shell: nn.Mod
         source = whole[_LAYER.sub(lambda m: str(architecture.layers[int(m[0])]), name)]
         found[name] = source[tuple(slice(0, n) for n in value.shape)]
     return found
+
+
+def run_subnet(network: nn.Module, architecture: Architecture, shell: nn.Module, **inputs: Any) -> Any:
+    """What a subnet gives, by the super-network's weights as they are, with their gradient.
+
+    Args:
+        network: the super-network.
+        architecture: the subnet.
+        shell: of the subnet; may be empty. It takes the super-network's mode.
+        **inputs: of the encoder.
+    """
+    plain = unwrapped(network)
+    shell.train(plain.training)
+    tensors = {**sliced_weights(plain, architecture, shell), **dict(plain.named_buffers())}
+    return functional_call(shell, tensors, (), inputs)
 
 
 def exported(network: nn.Module, architecture: Architecture) -> nn.Module:

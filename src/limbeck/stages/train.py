@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from limbeck.arms import arm_key, arm_recipe
+from limbeck.arms import arm_recipe
 from limbeck.recipe import Recipe
 from limbeck.registry import register
 from limbeck.run import Arm, Context
 from limbeck.stages.cache import cache
 from limbeck.stages.teacher import describe, teacher
-from limbeck.training import data_of, train
+from limbeck.training import data_of
 
 LABELS = {"alone": "Student alone"}
 
@@ -34,10 +34,8 @@ def add_arm(context: Context, name: str, role: str, label: str, overrides: Mappi
     """Train (or find) one arm and put it into the context."""
     recipe = arm_recipe(context.recipe, overrides) if overrides else context.recipe
     own = _context_of(context, recipe)
-    key = arm_key(recipe, own.data, own.teachers, context.seed)
-    folder = context.artifact(name, key)
-    trained = train(recipe, own.ingredients, folder, seed=context.seed, key=key, label=label.lower())
-    arm = Arm(name, role, label, recipe, folder, trained.numbers, found=trained.found)
+    trained = own.trained(recipe, name, label.lower())
+    arm = Arm(name, role, label, recipe, trained.folder, trained.numbers, found=trained.found)
     arm.describe = describe(trained.model)
     context.arms[name] = arm
     context.warnings += [f"{label}: {w}" for w in trained.numbers.get("warnings", [])]

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from limbeck.diffusion.metrics.texts import CountingJudge, entropy, text_judge
-from limbeck.metrics.base import Evaluation
 from limbeck.errors import UserError
+from limbeck.metrics.base import Evaluation
 from limbeck.registry import Block, build
 
 TEXT = {"corpus": "grammar", "tokenizer": "char", "characters": 2000, "context": 12}

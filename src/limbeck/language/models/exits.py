@@ -36,17 +36,31 @@ class ExitEncoder(TextEncoder):
 
     def vectors(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """The vector [..., D] of each text [..., T], by every exit."""
+        return self._vectors(self.exit_states(input_ids, attention_mask), input_ids, attention_mask)
+
+    def exit_states(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """The states [..., T, H] of each text [..., T], at every exit."""
         ids, mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
         states = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        found = [head(pool(states[at], mask, self.pooling)) for at, head in zip(self.exits, self._heads(), strict=True)]
+        return [states[at].view(*input_ids.shape, -1) for at in self.exits]
+
+    def _vectors(self, states: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        mask = attention_mask.flatten(0, -2)
+        found = [
+            head(pool(s.flatten(0, -3), mask, self.pooling)) for s, head in zip(states, self._heads(), strict=True)
+        ]
         found = [nn.functional.normalize(x, dim=-1) for x in found] if self.normalize else found
         return [x.view(*input_ids.shape[:-1], -1) for x in found]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Any]:
-        """Adds ``exits``, the vectors [..., D] of every exit; ``embedding`` is the last one."""
+        """Adds ``exits``, the vectors [..., D] of every exit; ``embedding`` is the last one.
+
+        And ``exit_states`` [..., T, H], what the vectors are made of.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        exits = self.vectors(input_ids, mask)
-        named: dict[str, Any] = {"embedding": exits[-1], "exits": exits}
+        states = self.exit_states(input_ids, mask)
+        exits = self._vectors(states, input_ids, mask)
+        named: dict[str, Any] = {"embedding": exits[-1], "exits": exits, "exit_states": states}
         if input_ids.dim() == 3 and input_ids.shape[1] > 1:
             named["logits"] = self.match((exits[-1][:, 0],), (exits[-1][:, 1:],))
         return named

@@ -61,7 +61,7 @@ def pruned(
     Raises:
         UserError: there is no such teacher, it cannot be cut, the sizes do not fit, or there is no text to calibrate.
     """
-    teacher = _teacher(of, teachers or {})
+    teacher = source_of(of, teachers or {})
     rows = _rows(data, samples)
     cut = Cut(layers, hidden, heads, ffn, importance, depth, sequence, batch)
     key = (teacher.hash, cut, samples, rows.fingerprint)
@@ -74,7 +74,12 @@ def pruned(
     return student.to("cpu").requires_grad_(True)
 
 
-def _teacher(of: str | None, teachers: Mapping[str, Any]) -> Any:
+def source_of(of: str | None, teachers: Mapping[str, Any]) -> Any:
+    """The teacher that a student is cut out of.
+
+    Raises:
+        UserError: there is none of that role, or several and no role.
+    """
     if of is None and len(teachers) == 1:
         return next(iter(teachers.values()))
     if of in teachers:

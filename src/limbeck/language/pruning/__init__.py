@@ -12,6 +12,7 @@ from limbeck.language.pruning.depth import (
     without_span,
 )
 from limbeck.language.pruning.importance import Importance, importance, random_importance
+from limbeck.language.pruning.shapes import parameters_of, shapes_within
 from limbeck.language.pruning.slicing import Kept, everything, sliced
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "importance",
     "loss_increase",
     "most_important",
+    "parameters_of",
     "random_importance",
     "shape_of",
+    "shapes_within",
     "sliced",
     "without_span",
 ]

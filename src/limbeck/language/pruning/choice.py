@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,15 +86,43 @@ def target_shape(model: nn.Module, cut: Cut) -> Shape:
     sizes = {"layers": cut.layers, "hidden": hidden, "heads": heads, "ffn": cut.ffn}
     whole = {name: getattr(shape, name) if size is None else size for name, size in sizes.items()}
     for name, size in whole.items():
-        if not 1 <= size <= getattr(shape, name):
-            raise UserError(f"a student with {name} {size} cannot be cut out of a teacher with {getattr(shape, name)}")
-    if whole["heads"] % shape.queries:
-        says = f"the teacher's heads share keys and values by {shape.queries}, and whole groups are cut"
-        raise UserError(f"heads {whole['heads']} cannot be cut: {says}, so give a multiple of {shape.queries}")
+        check_size(shape, name, size)
     if anatomy_of(model).joined and whole["heads"] * shape.head_dim != whole["hidden"]:
         says = f"a {type(model).__name__} is as wide as its heads together, of {shape.head_dim} channels each"
         raise UserError(f"hidden {whole['hidden']} and heads {whole['heads']} cannot be cut: {says}")
-    return Shape(**whole, groups=whole["heads"] // shape.queries, head_dim=shape.head_dim)
+    target = Shape(**whole, groups=whole["heads"] // shape.queries, head_dim=shape.head_dim)
+    _check_config(model, target)
+    return target
+
+
+def check_size(shape: Shape, name: str, size: int) -> None:
+    """Refuse a size that no cut of a model of this shape has.
+
+    Raises:
+        UserError: it is larger than the model's or smaller than 1, or cuts through a group of heads.
+    """
+    if not 1 <= size <= getattr(shape, name):
+        raise UserError(f"a student with {name} {size} cannot be cut out of a teacher with {getattr(shape, name)}")
+    if name == "heads" and size % shape.queries:
+        says = f"the teacher's heads share keys and values by {shape.queries}, and whole groups are cut"
+        raise UserError(f"heads {size} cannot be cut: {says}, so give a multiple of {shape.queries}")
+
+
+def _check_config(model: Any, target: Shape) -> None:
+    """Refuse sizes that transformers would refuse to save."""
+    config, names = copy.deepcopy(model.config), anatomy_of(model).config
+    for word, name in names.items():
+        if word != "eps":
+            setattr(config, name, getattr(target, word))
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: target.layers]
+    validate = getattr(config, "validate", None)
+    try:
+        if validate is not None:
+            validate()
+    except Exception as error:
+        says = str(error.__cause__ or error)
+        raise UserError(f"a {type(model).__name__} of these sizes cannot be: {says}") from error
 
 
 def _layers(model: nn.Module, by: Depth, count: int, batches: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
