@@ -80,10 +80,11 @@ def scenes(
     Raises:
         UserError: a number is out of range.
     """
-    small = min(train_size, test_size, frames) < 1 or things < 2 or pixels < 8 or context < 8
+    small = min(train_size, test_size, frames) < 1 or not 2 <= things <= 10_000 or pixels < 8 or context < 8
     if small or not (0 <= told <= 1 and 0 < rate < 1):
         raise UserError(
-            "data 'scenes' needs rows, frames, two things, 8 pixels, a context of at least 8, and shares in [0, 1]"
+            "data 'scenes' needs rows, frames, 2 to 10000 things, 8 pixels, a context of at least 8, told in [0, 1], "
+            "and rate in (0, 1)"
         )
     world = World(things)
     words = tokenizers.with_marks(tokenizers.known_words(world.vocabulary))

@@ -70,7 +70,9 @@ def hinge(scores: Tensor, rows: Tensor, columns: Tensor, margin: float) -> Tenso
     Raises:
         ValueError: the shapes do not go together.
     """
-    same_shape(scores=scores, away=rows[:, None].expand(-1, len(columns), -1), back=columns.expand_as(scores))
+    if scores.dim() != 3 or scores.shape != (len(scores), *columns.shape) or rows.shape != columns.shape:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (scores, rows, columns))
+        raise ValueError(f"a hinge takes scores [B, B, T] and two masks [B, T], not {shapes}")
     scores = wide(scores)
     own = scores.diagonal().T
     away = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)[:, :, None]
@@ -100,6 +102,7 @@ def normalised_cross_entropy(student: Tensor, teacher: Tensor, kept: Tensor, tau
         ValueError: the shapes differ.
     """
     same_shape(student=student, teacher=teacher)
+    same_shape(vectors=student[..., 0], kept=kept)
     both = torch.cat([wide(student), wide(teacher)]).transpose(0, 1)
     logits = both @ both.mT / tau
     count, there = len(student), torch.cat([kept, kept]).T

@@ -54,8 +54,8 @@ class VideoText(EncoderMethod):
         dim: int = 64,
         width: int = 16,
     ) -> None:
-        if margin <= 0 or (mlm_weight <= 0 and video_weight <= 0):
-            raise UserError("video_text: the margin and one of the weights must be above 0")
+        if min(margin, dim, width, mlm_weight + video_weight) <= 0 or min(mlm_weight, video_weight) < 0:
+            raise UserError("video_text: margin, dim, width and one weight must be above 0, and no weight below")
         self.mlm_weight = mlm_weight
         self.video_weight = video_weight
         self.margin = margin

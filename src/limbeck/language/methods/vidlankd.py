@@ -75,6 +75,9 @@ class VidLanKD(EncoderMethod):
     ) -> None:
         if min(margin, tau, temperature) <= 0 or min(degree, negatives) < 1 or not 0 <= momentum <= 1:
             raise UserError("vidlankd: margin, tau, temperature, degree and negatives are above 0, momentum in [0, 1]")
+        weights = (mlm_weight, nst_weight, contrast_weight, soft_weight, l2_weight)
+        if min(weights) < 0 or not any(weights):
+            raise UserError("vidlankd: no weight may be below 0, and one must be above")
         self.mlm_weight = mlm_weight
         self.nst_weight = nst_weight
         self.degree = degree

@@ -87,7 +87,7 @@ def probe(vectors: Tensor, truth: Tensor, folds: int, ridge: float) -> float:
     right = 0
     for part in range(folds):
         seen, asked = fold != part, fold == part
-        mean, std = vectors[seen].mean(0), vectors[seen].std(0).clamp_min(1e-9)
+        mean, std = vectors[seen].mean(0), vectors[seen].std(0, correction=0).clamp_min(1e-9)
         x, z = (vectors[seen] - mean) / std, (vectors[asked] - mean) / std
         bias = wanted[seen].mean(0)
         weight = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]).to(x), x.T @ (wanted[seen] - bias))
