@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -114,7 +114,7 @@ class World:
     """
 
     def __init__(self, values: int) -> None:
-        names = _names(2 * values * len(OPEN))
+        names = made_up_words(2 * values * len(OPEN))
         self.values: dict[str, Sequence[str]] = dict(FIXED)
         for slot in OPEN:
             # Every third value has two words.
@@ -196,7 +196,7 @@ class CommandRows:
         }
 
 
-def _names(count: int) -> Any:
+def made_up_words(count: int) -> Iterator[str]:
     """Words of three syllables, each once, the same in every run."""
     dice = random.Random(0)
     seen: set[str] = set()
