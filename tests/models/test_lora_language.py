@@ -47,7 +47,7 @@ def distilled(folder, runs, **changes):
     data = {"name": "text", "path": str(text), "tokenizer_path": str(folder), "context": 16}
     said = {"method": "word_kd", "steps": 4, "batch_size": 8, "lr": 0.02, "controls": False, "evaluate": ["perplexity"]}
     said |= {"student": {"name": "lora", "rank": 2, "base": {"name": "transformers", "path": str(folder)}}}
-    return limbeck.distill(teacher=folder, data=data, runs=runs, quiet=True, **{**said, **changes})
+    return limbeck.distill(data=data, runs=runs, quiet=True, **{"teacher": folder, **said, **changes})
 
 
 def logits(model):
@@ -88,6 +88,15 @@ def test_the_last_layer_that_is_also_the_first_gets_no_adapter(tmp_path):
 
 
 # -- 8 bits ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_packed_by_bitsandbytes_is_nearly_the_same(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    path = saved(tmp_path, hidden=64)
+    whole, packed = from_transformers(path=path), from_transformers(path=path, quantise="bnb_int8")
+    assert stored_bytes(packed) < stored_bytes(whole)
+    apart, size = (logits(packed) - logits(whole)).abs().max(), logits(whole).abs().max()
+    assert 0 < apart < 0.05 * size
 
 
 def test_a_teacher_in_8_bits_is_smaller_and_nearly_the_same(tmp_path):
