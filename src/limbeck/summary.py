@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-QUALITY = (
-    ("accuracy", "accuracy {:.1%}", True),
-    ("fresh_accuracy", "accuracy of fresh networks {:.1%}", True),
-    ("miou", "mIoU {:.1%}", True),
-    ("ap50", "AP50 {:.1%}", True),
-    ("perplexity", "perplexity {:.3f}", False),
-    ("energy_distance", "energy distance {:.4f}", False),
-    ("frechet", "Fréchet distance {:.3f}", False),
-)
+from limbeck.report.labels import main_metric
+
+QUALITY = {
+    "accuracy": "accuracy {:.1%}",
+    "fresh_accuracy": "accuracy of fresh networks {:.1%}",
+    "miou": "mIoU {:.1%}",
+    "ap50": "AP50 {:.1%}",
+    "perplexity": "perplexity {:.3f}",
+    "energy_distance": "energy distance {:.4f}",
+    "frechet": "Fréchet distance {:.3f}",
+}
+"""What is told first, and how; of a run with none of these, what its report is headed by."""
 
 
 def summary(results: Mapping[str, Any]) -> str:
     """Teacher, student and controls in a line each (quality, size, latency), then what was kept."""
     arms = results["arms"]
     width = max((len(a["label"]) for a in arms.values()), default=0)
-    lines = [f"{a['label']:<{width}}  {_line(a['metrics'])}" for a in arms.values()]
+    told = _told(results)
+    lines = [f"{a['label']:<{width}}  {_line(a['metrics'], told)}" for a in arms.values()]
     return "\n".join([*lines, kept(results)])
 
 
@@ -31,9 +35,9 @@ def kept(results: Mapping[str, Any]) -> str:
     student = arms.get("student", {}).get("metrics", {})
     control = next((a for a in arms.values() if a["role"] == "control"), None)
     says = []
-    for key, text, _ in QUALITY:
-        if key not in student:
-            continue
+    told = _told(results)
+    if told is not None and told[0] in student:
+        key, text = told
         mine = text.format(student[key])
         if teacher and key in teacher["metrics"]:
             says.append(f"the student's {mine} against the teacher's {_number(text, teacher['metrics'][key])}")
@@ -41,7 +45,6 @@ def kept(results: Mapping[str, Any]) -> str:
             says.append(f"the student reaches {mine}")
         if control and key in control["metrics"]:
             says.append(f"{_number(text, control['metrics'][key])} for {control['label'].lower()}")
-        break
     if teacher:
         says += _times(teacher["metrics"], student, "nfe", "fewer network evaluations", "more network evaluations")
         says += _times(teacher["metrics"], student, "parameters", "fewer parameters", "more parameters")
@@ -58,12 +61,30 @@ def _times(before: Mapping[str, float], after: Mapping[str, float], key: str, le
     return [] if times == "1.0" else [f"{times}x {less if ratio > 1 else more}"]
 
 
+def _told(results: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The metric that is told of all arms, and how; None where none was measured."""
+    arms = results["arms"]
+    first = arms.get("student", {}).get("metrics", {})
+    return _chosen(first, results) or _chosen([k for a in arms.values() for k in a["metrics"]], results)
+
+
+def _chosen(keys: Iterable[str], results: Mapping[str, Any]) -> tuple[str, str] | None:
+    there = list(keys)
+    known = next((key for key in QUALITY if key in there), None)
+    if known is not None:
+        return known, QUALITY[known]
+    metric = main_metric(there, results.get("task", ""))
+    if metric is None:
+        return None
+    return metric.key, f"{metric.name.replace('{', '').replace('}', '')} {'{:.1%}' if metric.unit == '%' else '{:.4g}'}"
+
+
 def _number(text: str, value: float) -> str:
     return text.format(value).split()[-1]
 
 
-def _line(metrics: Mapping[str, float]) -> str:
-    parts = [text.format(metrics[key]) for key, text, _ in QUALITY if key in metrics][:1]
+def _line(metrics: Mapping[str, float], told: tuple[str, str] | None) -> str:
+    parts = [told[1].format(metrics[told[0]])] if told is not None and told[0] in metrics else []
     if "parameters" in metrics:
         parts.append(f"{int(metrics['parameters']):,} parameters ({_bytes(metrics.get('bytes', 0))})")
     if "nfe" in metrics:
