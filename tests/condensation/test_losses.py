@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.condensation.losses import class_means, distribution_matching, gradient_distance
+from limbeck.condensation.losses import attention, class_means, distribution_matching, gradient_distance
 
 
 def test_loss_is_the_definition():
@@ -80,3 +80,16 @@ def test_a_unit_without_gradient_is_as_far_as_can_be_and_gives_no_nan():
 def test_gradients_of_other_weights_are_refused():
     with pytest.raises(ValueError, match="unlike"):
         gradient_distance(gradients(0), gradients(0)[:2])
+
+
+def test_attention_is_a_unit_vector_and_of_nothing_zero():
+    maps = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    maps[2] = 0
+    found = attention(maps, 2.0)
+    for row in range(2):
+        sums = [sum(float(maps[row, c, y, x]) ** 2 for c in range(4)) for y in range(2) for x in range(2)]
+        length = sum(v * v for v in sums) ** 0.5
+        assert found[row].tolist() == pytest.approx([v / length for v in sums])
+    assert found[2].tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="maps"):
+        attention(maps[0])

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
 TINY = 1e-6
 
@@ -78,3 +78,16 @@ def gradient_distance(
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Of the rows of two matrices [N, D] -> [N]; 0 for a row of zeros, as the published code has it (1e-6)."""
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + TINY)
+
+
+def attention(maps: Tensor, power: float = 1.0) -> Tensor:
+    """``sum_channels |F|^p`` of each image as a vector of length 1: [B, C, H, W] -> [B, H W].
+
+    Sajedi et al., ICCV 2023 (arXiv 2310.00093), equation 2. An image without any activation has a vector of zeros.
+
+    Raises:
+        ValueError: the maps are not [B, C, H, W].
+    """
+    if maps.dim() != 4:
+        raise ValueError(f"attention is of maps [B, C, H, W], not {tuple(maps.shape)}")
+    return normalize(maps.abs().pow(power).sum(1).flatten(1), dim=1)

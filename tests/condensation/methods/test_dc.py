@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from limbeck.condensation.augment import augment, siamese
 from limbeck.condensation.methods.dc import DC
-from limbeck.condensation.methods.dsa import DSA
 from limbeck.condensation.networks import fresh_network
 from limbeck.condensation.synthetic import RealImages, SyntheticImages, valid_range
 from limbeck.data.base import Data
@@ -22,11 +21,11 @@ NET = Block("convnet", {"width": 4, "depth": 2})
 OPS = ("color", "crop", "scale", "rotate")
 
 
-def ready(data: Data, per_class: int = 2, images: torch.Tensor | None = None, kind: type[DC] = DC, **args) -> DC:
+def ready(data: Data, per_class: int = 2, images: torch.Tensor | None = None, **args) -> DC:
     first = torch.randn(3 * per_class, 1, 8, 8, generator=torch.Generator().manual_seed(9))
     labels = torch.arange(3).repeat_interleave(per_class)
     student = SyntheticImages(first if images is None else images, labels, valid_range(data.spec))
-    method = kind(**{"net": NET, "batch_real": 6, **args})
+    method = DC(**{"net": NET, "batch_real": 6, **args})
     method.setup(Parts(student, data=data.spec, offers=data.spec.offers(), streams={"data": data.train}))
     return method
 
@@ -152,12 +151,6 @@ def test_batch_norm_takes_its_statistics_from_real_images_and_keeps_them(data):
     method.terms(Clock(0, 1))
     norms = [m for m in method.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert all(not m.training and m.num_batches_tracked == 1 for m in norms)
-
-
-def test_dsa_is_dc_with_augmentation(data):
-    assert ready(data, kind=DSA).augment == ("color", "crop", "cutout", "flip", "scale", "rotate")
-    own, other = ready(data, kind=DSA, augment=OPS), ready(data, augment=OPS)
-    assert loss(own, Clock(1, 2)).item() == loss(other, Clock(1, 2)).item()
 
 
 @pytest.mark.parametrize("wrong", [{"outer": 0}, {"inner": -1}, {"net_batch": 0}])
