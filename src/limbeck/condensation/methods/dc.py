@@ -102,17 +102,18 @@ class DC(MatchingMethod):
         """The distance of each class in turn; the graph of one need not outlive it."""
         weights = [p for p in network.parameters() if p.dim() > 1]
         real, real_labels = self.real.to(images.device).draw(self.batch_real, (key, "real"))
-        draws = [siamese(self.real.classes, (key, "augment"), self.augment)] * 2 if self.augment else []
-        if self.augment and not self.paired:
-            draws[1] = siamese(self.real.classes, (key, "augment of the images"), self.augment)
+        draws = None
+        if self.augment:
+            draws = siamese(self.real.classes, (key, "augment"), self.augment)
+            real = augment(real, draws, real_labels)
+            if not self.paired:
+                draws = siamese(self.real.classes, (key, "augment of the images"), self.augment)
         for c in range(self.real.classes):
-            sides = [real[real_labels == c], images[labels == c]]
-            if draws:
-                groups = [torch.full((len(side),), c, device=images.device) for side in sides]
-                sides = [augment(side, own, group) for side, own, group in zip(sides, draws, groups, strict=True)]
-            wanted, given = (
-                torch.autograd.grad(_loss(network, side, c), weights, create_graph=side is sides[1]) for side in sides
-            )
+            own = images[labels == c]
+            if draws is not None:
+                own = augment(own, draws, labels[labels == c])
+            wanted = torch.autograd.grad(_loss(network, real[real_labels == c], c), weights)
+            given = torch.autograd.grad(_loss(network, own, c), weights, create_graph=True)
             yield gradient_distance(wanted, given, self.distance)
 
     def seen_by(self, clock: Clock, device: torch.device) -> nn.Module:
