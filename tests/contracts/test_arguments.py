@@ -73,6 +73,8 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("alexa_teacher", "layers"): {"teacher": {"layers": 4}, "method": {"hidden_weight": 0.5}},
     ("gkd", "teacher_share"): {"method": {"student_share": 0.0}},
     ("gold", "teacher_share"): {"teacher": {"data": None}},
+    **{(m, a): {"method": {"outer": 5}} for m in ("dc", "dsa") for a in ("inner", "net_lr", "net_batch")},
+    ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""

@@ -1,9 +1,15 @@
-"""Losses of data-set condensation: pure functions on features."""
+"""Losses of data-set condensation: pure functions on features and gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
+
+TINY = 1e-6
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -41,3 +47,47 @@ def distribution_matching(
         raise ValueError(f"real {tuple(real.shape)} and synthetic {tuple(synthetic.shape)} features differ in width")
     gap = class_means(real, real_labels, classes) - class_means(synthetic, synthetic_labels, classes)
     return gap.square().sum(1)
+
+
+def gradient_distance(
+    real: Sequence[Tensor], synthetic: Sequence[Tensor], distance: Literal["rows", "cosine", "mse"] = "rows"
+) -> Tensor:
+    """How far two gradients of the same weights are from each other, a scalar.
+
+    Zhao, Mopuri and Bilen, ICLR 2021 (arXiv 2006.05929), equation 10: ``sum_l sum_i (1 - cos)`` over the layers l and
+    the output units i, of whose weights a gradient has one row each. Gradients of one dimension (biases, norms) do not
+    count.
+
+    Args:
+        real, synthetic: of each parameter, in the same order.
+        distance: ``rows`` is the paper's; ``cosine`` takes all matrices as one vector, and ``mse`` is the squared
+            distance of these vectors.
+
+    Raises:
+        ValueError: the gradients are not of the same parameters.
+    """
+    if [g.shape for g in real] != [g.shape for g in synthetic]:
+        raise ValueError("the gradients are of unlike parameters")
+    pairs = [(a.flatten(1), b.flatten(1)) for a, b in zip(real, synthetic, strict=True) if a.dim() > 1]
+    if distance == "rows":
+        return torch.stack([(1 - cosine(a, b)).sum() for a, b in pairs]).sum()
+    a, b = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
+    return (a - b).square().sum() if distance == "mse" else 1 - cosine(a[None], b[None])[0]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Of the rows of two matrices [N, D] -> [N]; 0 for a row of zeros, as the published code has it (1e-6)."""
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + TINY)
+
+
+def attention(maps: Tensor, power: float = 1.0) -> Tensor:
+    """``sum_channels |F|^p`` of each image as a vector of length 1: [B, C, H, W] -> [B, H W].
+
+    Sajedi et al., ICCV 2023 (arXiv 2310.00093), equation 2. An image without any activation has a vector of zeros.
+
+    Raises:
+        ValueError: the maps are not [B, C, H, W].
+    """
+    if maps.dim() != 4:
+        raise ValueError(f"attention is of maps [B, C, H, W], not {tuple(maps.shape)}")
+    return normalize(maps.abs().pow(power).sum(1).flatten(1), dim=1)

@@ -88,19 +88,31 @@ def post_train(
     """
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-    samples = torch.arange(len(images))
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = lr if 2 * epoch < epochs else 0.1 * lr
-        order = uniform(samples, (1,), (key, epoch, "order"))[:, 0].argsort()
-        for number, rows in enumerate(order.split(batch_size)):
-            x, y = images[rows], labels[rows]
-            if ops:
-                x = augment(x, unpaired(len(x), (key, epoch, number), ops))
-            optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()
-            optimizer.step()
+        descend(network, optimizer, images, labels, batch_size, ops, (key, epoch))
     return network.eval()
+
+
+def descend(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    ops: tuple[str, ...],
+    key: tuple[Hashable, int],
+) -> None:
+    """One pass over the images, in an order and with unpaired augmentation that follow from the key."""
+    order = uniform(torch.arange(len(images)), (1,), (*key, "order"))[:, 0].argsort()
+    for number, rows in enumerate(order.split(batch_size)):
+        x, y = images[rows], labels[rows]
+        if ops:
+            x = augment(x, unpaired(len(x), (*key, number), ops))
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
 
 
 @torch.no_grad()
