@@ -43,6 +43,24 @@ def test_sizes_are_what_is_delivered(data):
     assert values["images"] == 6
     assert values["image_bytes"] == 6 * 64 * 4
     assert values["label_bytes"] == 6 * 8
+    assert values["adapter_bytes"] == 0
+    assert values["equal_storage_images"] == 6
+
+
+def test_a_set_is_learnt_as_it_asks_to_be(data):
+    """At its own rate, by squared error where its targets are numbers."""
+    means = torch.stack([data.train.images[data.train.labels == c].mean(0) for c in range(3)])
+    targets = 3 * torch.eye(3)[[1, 2, 0]]
+
+    def accuracy_of(**form):
+        model = SyntheticImages(means, torch.arange(3), **form)
+        evaluation = Evaluation(model, spec=data.spec, source=data.test)
+        scores = fresh_networks(evaluation, networks=2, epochs=20, architectures=SMALL, augment=())
+        return scores.values["fresh_accuracy"]
+
+    assert accuracy_of(rate=0.05) > 0.9
+    assert accuracy_of(rate=1e-6) < 0.8
+    assert accuracy_of(rate=0.05, targets=targets, regression=True) < 0.1
 
 
 def test_judging_neither_trains_nor_moves_the_images(data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.condensation.synthetic import RealImages, SyntheticImages, valid_range
+from limbeck.condensation.synthetic import RealImages, SyntheticImages, tiled, untiled, valid_range
 from limbeck.data.base import Data, DataSpec
 from limbeck.errors import UserError
 from limbeck.registry import Block, build, find
@@ -84,7 +84,51 @@ def test_a_stored_set_is_built_again_without_data(data):
     assert torch.equal(empty()[0], student()[0])
 
 
+def test_tiles_are_enlarged_pieces_and_shrinking_puts_them_back(data):
+    student = make(data, per_class=2, tiles=2)
+    images, labels = student()
+    assert images.shape == (24, 1, 8, 8)
+    assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert (student.per_class, student.expansion) == (2, 4)
+    pieces = [student.images[3, :, r : r + 4, c : c + 4] for r in (0, 4) for c in (0, 4)]
+    wanted = torch.nn.functional.interpolate(torch.stack(pieces), size=(8, 8), mode="bilinear", align_corners=False)
+    assert torch.equal(images[12:16], wanted)
+    constant = torch.arange(8.0).view(8, 1, 1, 1).expand(-1, 1, 8, 8)
+    assert torch.equal(untiled(tiled(constant, 2), 2), constant)
+    real = RealImages.of(data.train).of_class(0)
+    small = torch.nn.functional.interpolate(real, size=(4, 4), mode="area")
+    assert all(
+        (small == student.images[0, :, r : r + 4, c : c + 4]).flatten(1).all(1).any() for r in (0, 4) for c in (0, 4)
+    )
+
+
+def test_mirrored_images_stand_beside_each_other_and_cost_nothing(data):
+    plain, student = make(data, per_class=2), make(data, per_class=2, mirror=True)
+    images, labels = student()
+    assert torch.equal(images[::2], plain.images)
+    assert torch.equal(images[1::2], plain.images.flip(3))
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert student.storage() == plain.storage()
+    images[1].sum().backward()
+    assert torch.equal(student.images.grad[0], torch.ones(1, 8, 8))
+
+
+@pytest.mark.parametrize(("labels", "first"), [("soft", [1, 0, 0]), ("regression", [2 / 3, -1 / 3, -1 / 3])])
+def test_targets_learn_in_place_of_the_labels(data, labels, first):
+    student = make(data, per_class=2, labels=labels, rate=0.02)
+    targets = student()[1]
+    assert torch.allclose(targets[0], torch.tensor(first, dtype=torch.float32))
+    assert targets.requires_grad
+    assert float(student.rate) == pytest.approx(0.02)
+    assert sorted(student.state_dict()) == ["images", "labels", "rate", "targets"]
+    assert student.storage() == {"images": 6 * 64 * 4, "labels": 6 * 8 + 18 * 4, "adapters": 4}
+
+
 def test_mistakes_are_told(data):
+    with pytest.raises(UserError, match="cannot be cut into 3 x 3"):
+        make(data, tiles=3)
+    with pytest.raises(UserError, match="rate must be above 0"):
+        make(data, rate=0.0)
     with pytest.raises(UserError, match="16 images of each class are needed, but class 0 has 15"):
         make(data, per_class=16)
     with pytest.raises(UserError, match="at least 1"):

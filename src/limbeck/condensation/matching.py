@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from limbeck.condensation.augment import augment, siamese
 from limbeck.condensation.networks import fresh_network, paper_convnet
 from limbeck.condensation.synthetic import RealImages, SyntheticImages, image_set
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
+from limbeck.errors import UserError
 from limbeck.registry import ModelBlock
 
 Ops = tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...]
@@ -32,6 +33,9 @@ class MatchingMethod(Method):
     Such a method is ``data_free`` to the loop because the batches it needs are drawn class by class, not from the
     stream: it keeps the training images in memory and takes each draw from the run's seed and the step alone.
 
+    Attributes:
+        learns_labels: whether the method moves labels that learn.
+
     Args:
         net: the networks that look; by default the papers' ConvNet of 128 channels for the image's size.
         batch_real: real images of each class in a step (all of them, where a class has fewer).
@@ -41,6 +45,7 @@ class MatchingMethod(Method):
 
     couples_samples = True
     data_free = True
+    learns_labels: ClassVar[bool] = False
     controls = {"random": {"method": {"name": "real_subset", "selection": "random"}}}
 
     def __init__(
@@ -55,10 +60,13 @@ class MatchingMethod(Method):
         """Take the training images into memory.
 
         Raises:
-            UserError: the student is no set of images, or a class has no training image.
+            UserError: the student is no set of images, its labels learn and the method moves none, or a class has no
+                training image.
         """
         super().setup(parts)
-        image_set(parts.student)
+        if image_set(parts.student).targets is not None and not self.learns_labels:
+            name = type(self).__name__.lower()
+            raise UserError(f"{name} learns images of fixed classes: student.labels must be hard")
         self.real = RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
         self.real.require(1)
         self.fresh = partial(fresh_network, self.net or paper_convnet(self.real.images.shape), parts.offers)

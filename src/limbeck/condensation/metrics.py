@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
+from limbeck.condensation.relabel import learn
+from limbeck.condensation.synthetic import SyntheticImages
 from limbeck.data.base import DataSpec, for_page
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation, Scores
 from limbeck.registry import Block, ModelBlock, register
 
+EPOCHS = 300
+LR = 0.01
+HARD_LABEL = 8
+"""Bytes of an int64."""
 SHOWN = 10
 """Images of each class that the details hold, at most."""
 
@@ -30,6 +38,8 @@ SHOWN_IN_ALL = 200
         "images": "lower",
         "image_bytes": "lower",
         "label_bytes": "lower",
+        "adapter_bytes": "lower",
+        "equal_storage_images": "lower",
     },
     labels={
         "fresh_accuracy": ("Accuracy of fresh networks", "%"),
@@ -37,15 +47,17 @@ SHOWN_IN_ALL = 200
         "images": ("Images", ""),
         "image_bytes": ("Images", "bytes"),
         "label_bytes": ("Labels", "bytes"),
+        "adapter_bytes": ("Adapters", "bytes"),
+        "equal_storage_images": ("Real images in as many bytes", ""),
     },
 )
 def fresh_networks(
     evaluation: Evaluation,
     *,
     networks: int = 3,
-    epochs: int = 300,
+    epochs: int | None = None,
     architectures: list[ModelBlock] | None = None,
-    lr: float = 0.01,
+    lr: float | None = None,
     batch_size: int = 256,
     augment: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...] = (
         "color", "crop", "cutout", "flip", "scale", "rotate",
@@ -55,15 +67,17 @@ def fresh_networks(
 
     The protocol of the condensation papers (Zhao et al., arXiv 2006.05929 and 2102.08259): random weights, SGD with
     momentum 0.9 and weight decay 5e-4, the rate divided by 10 at half of the epochs, augmentation without pairing.
-    They train 20 networks for 1000 epochs (300 in the first paper). ``images`` counts image-equivalents: stored
-    numbers by the numbers of one image.
+    They train 20 networks for 1000 epochs (300 in the first paper). A set that comes with lessons of its own (soft
+    labels for each sight of an image) is learnt by these, and one with a rate of its own at that rate. ``images``
+    counts image-equivalents: stored numbers by the numbers of one image. ``equal_storage_images`` is how many real
+    images with hard labels, stored alike, take as many bytes as images, labels and adapters together.
 
     Args:
         evaluation: the images that are judged, and the test split.
         networks: fresh networks of each architecture.
-        epochs: passes over the images.
+        epochs: passes over the images; by default 300, or as many as the set has lessons for.
         architectures: what is trained; by default the papers' ConvNet of 128 channels.
-        lr: learning rate of the first half.
+        lr: learning rate of the first half; by default the set's own, or 0.01.
         batch_size: images a step.
         augment: operations; none where empty. Leave out ``flip`` for digits and text.
 
@@ -73,15 +87,13 @@ def fresh_networks(
     if evaluation.spec is None or networks < 1:
         raise UserError("fresh_networks needs a data block, and 'networks' at least 1")
     images, labels = _condensed(evaluation.model)
+    taught = _learning(evaluation.model, images, labels, epochs, lr, batch_size, tuple(augment))
     test, truth = _test_set(evaluation)
     found: dict[str, list[float]] = {}
     for block in architectures or [paper_convnet(evaluation.spec.shape)]:
         for number in range(networks):
             key = (evaluation.seed, "fresh network", str(block.tree()), number)
-            network = fresh_network(block, evaluation.spec.offers(), key, images.device)
-            post_train(
-                network, images, labels, epochs=epochs, lr=lr, batch_size=batch_size, ops=tuple(augment), key=key
-            )
+            network = taught(fresh_network(block, evaluation.spec.offers(), key, images.device), key)
             found.setdefault(_title(block), []).append(accuracy(network, test, truth, evaluation.batch_size))
     scores = [score for each in found.values() for score in each]
     values = {"fresh_accuracy": statistics.fmean(scores), "fresh_accuracy_std": statistics.pstdev(scores)}
@@ -106,6 +118,30 @@ def pictures(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
     return {"images": for_page(images[rows], spec), "image_labels": [hard[r] for r in rows]}
 
 
+def _learning(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epochs: int | None,
+    lr: float | None,
+    batch_size: int,
+    ops: tuple[str, ...],
+) -> Callable[[nn.Module, Hashable], nn.Module]:
+    """How a network learns the set, from the network and a key."""
+    lessons = model.lessons() if isinstance(model, SyntheticImages) else None
+    if lessons is not None:
+        given = {name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+        if given.get("epochs", 0) > lessons.epochs:
+            raise UserError(f"fresh_networks: the set has soft labels for {lessons.epochs} epochs, not {epochs}")
+        own = replace(lessons, **given)  # type: ignore[arg-type]
+        return lambda network, key: learn(network, own)
+    rate = getattr(model, "rate", None)
+    settings: dict[str, Any] = {"batch_size": batch_size, "ops": ops, "epochs": EPOCHS if epochs is None else epochs}
+    settings["lr"] = lr if lr is not None else LR if rate is None else float(rate)
+    settings["regression"] = getattr(model, "regression", False)
+    return lambda network, key: post_train(network, images, labels, key=key, **settings)
+
+
 @torch.no_grad()
 def _condensed(model: nn.Module) -> tuple[Tensor, Tensor]:
     try:
@@ -127,15 +163,20 @@ def _test_set(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
 
 
 def _sizes(model: nn.Module, spec: DataSpec) -> dict[str, float]:
-    """What the delivered state takes: labels, and everything else as images."""
-    state = model.state_dict()
-    stored = [v for name, v in state.items() if name != "labels"]
-    one = torch.Size(spec.shape).numel()
-    labels = state.get("labels")
+    """What the delivered state takes."""
+    if isinstance(model, SyntheticImages):
+        stored = model.storage()
+    else:
+        state = {name: v.numel() * v.element_size() for name, v in model.state_dict().items()}
+        labels = state.pop("labels", 0)
+        stored = {"images": sum(state.values()), "labels": labels, "adapters": 0}
+    one = torch.Size(spec.shape).numel() * torch.get_default_dtype().itemsize
     return {
-        "images": sum(v.numel() for v in stored) / one,
-        "image_bytes": float(sum(v.numel() * v.element_size() for v in stored)),
-        "label_bytes": float(labels.numel() * labels.element_size()) if labels is not None else 0.0,
+        "images": stored["images"] / one,
+        "image_bytes": float(stored["images"]),
+        "label_bytes": float(stored["labels"]),
+        "adapter_bytes": float(stored["adapters"]),
+        "equal_storage_images": float(sum(stored.values()) // (one + HARD_LABEL)),
     }
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 
-from limbeck.condensation.synthetic import RealImages, SyntheticImages, first_images, noise_images, valid_range
+from limbeck.condensation.relabel import Views
+from limbeck.condensation.synthetic import (
+    RealImages,
+    RelabelledImages,
+    SyntheticImages,
+    first_images,
+    first_targets,
+    noise_images,
+    valid_range,
+)
 from limbeck.errors import UserError
 from limbeck.registry import register
 
@@ -16,6 +26,10 @@ def synthetic_images(
     *,
     per_class: int = 1,
     init: Literal["noise", "real", "mean"] = "real",
+    labels: Literal["hard", "soft", "regression"] = "hard",
+    tiles: int = 1,
+    mirror: bool = False,
+    rate: float | None = None,
     data: Any = None,
     classes: int,
     shape: tuple[int, ...],
@@ -26,6 +40,11 @@ def synthetic_images(
     Args:
         per_class: images per class (IPC).
         init: ``real`` random training images, ``mean`` means of random shares of each class, or ``noise``.
+        labels: ``hard`` are fixed classes. ``soft`` are numbers that learn, from one-hot on, and that networks learn by
+            cross-entropy; ``regression`` likewise, from one-hot less 1 / classes on and by squared error.
+        tiles: each image is a mosaic of ``tiles`` x ``tiles`` small ones, which are enlarged to train on.
+        mirror: each image goes with its mirror image.
+        rate: the learning rate that networks learn the images with, where the method learns it; its first value.
         data: the built data, for ``real``, ``mean`` and the range of valid pixels. Without it the images are zero, to
             be filled from a file.
         classes: number of classes.
@@ -33,19 +52,100 @@ def synthetic_images(
         seed: of the first images; by default from torch's generator, which the run seeds.
 
     Raises:
-        UserError: ``per_class`` is below 1, the data has no training split to start from, or a class is too small.
+        UserError: ``per_class`` is below 1, ``tiles`` does not divide the image, the rate is not above 0, the data has
+            no training split to start from, or a class is too small.
     """
     if per_class < 1:
         raise UserError(f"synthetic_images: per_class must be at least 1, not {per_class}")
-    labels = torch.arange(classes).repeat_interleave(per_class)
+    if tiles < 1 or any(side % tiles for side in shape[1:]):
+        raise UserError(f"synthetic_images: images of {tuple(shape[1:])} pixels cannot be cut into {tiles} x {tiles}")
+    if rate is not None and rate <= 0:
+        raise UserError(f"synthetic_images: rate must be above 0, not {rate:g}")
+    of_images = torch.arange(classes).repeat_interleave(per_class)
+    targets = None if labels == "hard" else first_targets(of_images, classes, centred=labels == "regression")
+    form: dict[str, Any] = {"tiles": tiles, "mirror": mirror, "rate": rate, "targets": targets}
+    form["regression"] = labels == "regression"
     if data is None:
-        return SyntheticImages(torch.zeros(len(labels), *shape), labels)
+        return SyntheticImages(torch.zeros(len(of_images), *shape), of_images, **form)
+    images, seed = starting_images(per_class, init, data, shape, classes, seed, tiles)
+    return SyntheticImages(images, of_images, valid_range(data.spec), seed, **form)
+
+
+@register("model", gives={"images"}, data_is_student=True)
+def relabelled_images(
+    *,
+    per_class: int = 10,
+    init: Literal["noise", "real", "mean"] = "noise",
+    tiles: int = 1,
+    epochs: int = 300,
+    batch_size: int = 100,
+    crop: float = 0.08,
+    flip: bool = True,
+    mix: Literal["none", "cutmix", "mixup"] = "cutmix",
+    temperature: float = 20.0,
+    lr: float = 1e-3,
+    smooth: float = 1.0,
+    data: Any = None,
+    classes: int,
+    shape: tuple[int, ...],
+    seed: int | None = None,
+) -> RelabelledImages:
+    """Images with stored soft labels of a teacher for every crop that is learnt (Yin et al. 2023, arXiv 2306.13092).
+
+    The set is learnt as it was labelled: AdamW with weight decay 0.01 and a cosine rate, KL(teacher || student) at a
+    temperature, not multiplied by its square.
+
+    Args:
+        per_class: images per class (IPC).
+        init: as for ``synthetic_images``.
+        tiles: as for ``synthetic_images``.
+        epochs: for which labels are stored.
+        batch_size: images that are labelled and learnt together.
+        crop: least share of an image's area that is shown; 1 shows whole images.
+        flip: mirror half of the images. Not for digits and text.
+        mix: what images of a batch are mixed by.
+        temperature: of both sides of the divergence.
+        lr: of networks that learn the set.
+        smooth: 1 lets the rate fall to zero, 2 to a half (CV-DD; arXiv 2501.07575).
+        data: as for ``synthetic_images``.
+        classes: number of classes.
+        shape: of one image.
+        seed: of the first images and of the sights; by default from torch's generator, which the run seeds.
+
+    Raises:
+        UserError: a number is out of range, the data has no training split to start from, or a class is too small.
+    """
+    if per_class < 1 or epochs < 1 or batch_size < 1 or not 0 < crop <= 1 or min(temperature, lr, smooth) <= 0:
+        raise UserError(
+            "relabelled_images: per_class, epochs and batch_size are at least 1, crop is a share of the area, and "
+            "temperature, lr and smooth are above 0"
+        )
+    if tiles < 1 or any(side % tiles for side in shape[1:]):
+        raise UserError(f"relabelled_images: images of {tuple(shape[1:])} pixels cannot be cut into {tiles} x {tiles}")
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    form: dict[str, Any] = {"epochs": epochs, "classes": classes, "tiles": tiles, "temperature": temperature}
+    form |= {"lr": lr, "smooth": smooth}
+    images, limits = torch.zeros(len(labels), *shape), None
+    if data is not None:
+        images, seed = starting_images(per_class, init, data, shape, classes, seed, tiles)
+        limits = valid_range(data.spec)
+    views = Views(seed or 0, batch_size, crop, flip, mix)
+    return RelabelledImages(images, labels, limits, seed or 0, views=views, **form)
+
+
+def starting_images(
+    per_class: int, init: str, data: Any, shape: tuple[int, ...], classes: int, seed: int | None, tiles: int
+) -> tuple[Tensor, int]:
+    """The first images of a set, [classes * per_class, ...], and the seed that they were drawn with.
+
+    Raises:
+        UserError: the data has no training split to start from, or a class is too small.
+    """
     if seed is None:
         seed = int(torch.randint(2**31, (1,)))
     if init == "noise":
-        images = noise_images(len(labels), shape, seed)
-    elif data.train is None:
+        return noise_images(classes * per_class, shape, seed), seed
+    if data.train is None:
         raise UserError(f"synthetic_images: init '{init}' starts from training data, and there is none; use 'noise'")
-    else:
-        images = first_images(RealImages.of(data.train, classes), per_class, init, seed)
-    return SyntheticImages(images, labels, valid_range(data.spec), seed)
+    start = cast("Literal['real', 'mean']", init)
+    return first_images(RealImages.of(data.train, classes), per_class, start, seed, tiles), seed

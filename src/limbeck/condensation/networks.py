@@ -70,6 +70,7 @@ def post_train(
     batch_size: int,
     ops: tuple[str, ...],
     key: Hashable,
+    regression: bool = False,
 ) -> nn.Module:
     """Train a network on a condensed set by the papers' protocol, and return it in evaluation mode.
 
@@ -79,19 +80,20 @@ def post_train(
     Args:
         network: trained in place.
         images: [N, ...].
-        labels: int64 [N], or probabilities [N, classes].
+        labels: int64 [N], or probabilities [N, classes], or the numbers that a regression shall meet.
         epochs: passes over the images.
         lr: learning rate of the first half.
         batch_size: images a step.
         ops: augmentation operations; none where empty.
         key: of all randomness.
+        regression: by squared error, not cross-entropy.
     """
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = lr if 2 * epoch < epochs else 0.1 * lr
-        descend(network, optimizer, images, labels, batch_size, ops, (key, epoch))
+        descend(network, optimizer, images, labels, batch_size, ops, (key, epoch), regression=regression)
     return network.eval()
 
 
@@ -103,6 +105,8 @@ def descend(
     batch_size: int,
     ops: tuple[str, ...],
     key: tuple[Hashable, int],
+    *,
+    regression: bool = False,
 ) -> None:
     """One pass over the images, in an order and with unpaired augmentation that follow from the key."""
     order = uniform(torch.arange(len(images)), (1,), (*key, "order"))[:, 0].argsort()
@@ -111,7 +115,7 @@ def descend(
         if ops:
             x = augment(x, unpaired(len(x), (*key, number), ops))
         optimizer.zero_grad()
-        F.cross_entropy(network(x), y).backward()
+        (F.mse_loss if regression else F.cross_entropy)(network(x), y).backward()
         optimizer.step()
 
 

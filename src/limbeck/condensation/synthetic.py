@@ -2,58 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.condensation.relabel import Lessons, Views, relabelled
 from limbeck.data.base import DataSpec, Source
 from limbeck.engine.noise import normal, uniform
+from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
+
+OF_LABELS = frozenset(("labels", "targets", "soft", "sight_seed"))
+"""What a set stores that says what its images show."""
 
 
 class SyntheticImages(nn.Module):
     """The student of data-set condensation: ``per_class`` images for each of ``classes`` classes.
 
-    Calling it gives what a network is trained on, ``(images [N, ...], labels [N])``; that is :meth:`decode`, which a
-    subclass with a denser store (tiles, latents) overrides. The state that is delivered is ``images`` and ``labels``.
+    Calling it gives what a network is trained on, ``(images [N, ...], labels [N] or [N, K])``; that is :meth:`decode`,
+    which a subclass with a denser store (latents, shared patterns) overrides. The state that is delivered is ``images``
+    and ``labels``, and ``targets`` and ``rate`` where the set has them.
 
     Args:
         images: first values, [classes * per_class, ...], sorted by class.
         labels: int64 [classes * per_class].
         limits: lowest and highest value that a real image can have, each broadcastable to one image.
         seed: what random initial images were drawn with.
+        tiles: each stored image is so many rows and columns of small ones, each of which is enlarged to an image (IDC;
+            Kim et al. 2022, arXiv 2205.14959).
+        mirror: each image goes with its mirror image (FYI; Son et al. 2024, arXiv 2407.08113).
+        targets: first values [classes * per_class, K] of numbers that learn in place of the labels.
+        regression: the targets are numbers to be met, not probabilities.
+        rate: the learning rate that the set is to be learnt with, if it has one of its own.
 
     Raises:
-        ValueError: not one label per image.
+        ValueError: not one label or target per image, or a side that ``tiles`` does not divide.
     """
 
     images: nn.Parameter
     labels: Tensor
+    targets: nn.Parameter | None
+    rate: Tensor | None
     low: Tensor
     high: Tensor
 
     def __init__(
-        self, images: Tensor, labels: Tensor, limits: tuple[Tensor, Tensor] | None = None, seed: int = 0
+        self,
+        images: Tensor,
+        labels: Tensor,
+        limits: tuple[Tensor, Tensor] | None = None,
+        seed: int = 0,
+        *,
+        tiles: int = 1,
+        mirror: bool = False,
+        targets: Tensor | None = None,
+        regression: bool = False,
+        rate: float | None = None,
     ) -> None:
         super().__init__()
-        if len(images) != len(labels):
+        if len(images) != len(labels) or (targets is not None and len(targets) != len(labels)):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
+        if tiles < 1 or (tiles > 1 and any(side % tiles for side in images.shape[2:])):
+            raise ValueError(f"images {tuple(images.shape[2:])} cannot be cut into {tiles} by {tiles} tiles")
         self.images = nn.Parameter(images.clone())
         self.register_buffer("labels", labels.clone())
+        self.targets = None if targets is None else nn.Parameter(targets.clone())
+        self.register_buffer("rate", None if rate is None else torch.tensor(float(rate)))
         low, high = limits or (torch.tensor(-torch.inf), torch.tensor(torch.inf))
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
-        self.seed = seed
+        self.seed, self.tiles, self.mirror, self.regression = seed, tiles, mirror, regression
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Images and labels to train on."""
         return self.decode()
 
     def decode(self) -> tuple[Tensor, Tensor]:
-        """Images and labels to train on, differentiable in what is stored."""
-        return self.images, self.labels
+        """Images and labels to train on, differentiable in what is stored; the targets are the labels if there are any.
+
+        What comes of one stored image is next to each other, so that all is sorted by class.
+        """
+        images = untiled(self.images, self.tiles)
+        if self.mirror:
+            images = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
+        labels = self.labels if self.targets is None else self.targets
+        return images, labels.repeat_interleave(self.expansion, 0)
+
+    def lessons(self) -> Lessons | None:
+        """How the set asks to be learnt; None where it is for whoever learns it to say."""
+        return None
+
+    def storage(self) -> dict[str, int]:
+        """Bytes of what is delivered: ``images``, ``labels`` and ``adapters``, which is all the rest."""
+        found = {"images": 0, "labels": 0, "adapters": 0}
+        for name, value in self.state_dict().items():
+            kind = "images" if name == "images" else "labels" if name in OF_LABELS else "adapters"
+            found[kind] += value.numel() * value.element_size()
+        return found
+
+    @property
+    def expansion(self) -> int:
+        """Images to train on that come of a stored one."""
+        return self.tiles**2 * (1 + self.mirror)
 
     @property
     def classes(self) -> int:
@@ -80,6 +134,107 @@ class SyntheticImages(nn.Module):
         if images.shape != self.images.shape:
             raise ValueError(f"stored {tuple(self.images.shape)}, given {tuple(images.shape)}")
         self.images.copy_(images)
+
+
+class RelabelledImages(SyntheticImages):
+    """Images with the logits of teachers for every sight of ``epochs`` epochs, float16 [epochs, N, K].
+
+    Args:
+        images, labels, limits, seed: as for :class:`SyntheticImages`; also ``tiles``.
+        views: the sights.
+        epochs: how often all images are seen.
+        classes: K, of the teachers.
+        temperature, lr, smooth: as for :class:`~limbeck.condensation.relabel.Lessons`.
+    """
+
+    soft: Tensor
+    sight_seed: Tensor
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        limits: tuple[Tensor, Tensor] | None = None,
+        seed: int = 0,
+        *,
+        views: Views,
+        epochs: int,
+        classes: int,
+        tiles: int = 1,
+        temperature: float = 20.0,
+        lr: float = 1e-3,
+        smooth: float = 1.0,
+    ) -> None:
+        super().__init__(images, labels, limits, seed, tiles=tiles)
+        self._views, self.epochs, self.temperature, self.lr, self.smooth = views, epochs, temperature, lr, smooth
+        self.register_buffer("sight_seed", torch.tensor(views.seed))
+        self.register_buffer("soft", torch.zeros(epochs, len(labels) * self.expansion, classes, dtype=torch.float16))
+
+    @property
+    def views(self) -> Views:
+        """The sights, whose seed is stored with the labels."""
+        return replace(self._views, seed=int(self.sight_seed))
+
+    @torch.no_grad()
+    def relabel_(self, label: Callable[[Tensor], Tensor]) -> None:
+        """Store what ``label``, images [B, C, H, W] -> logits [B, K], says of every sight."""
+        self.soft.copy_(relabelled(self.decode()[0], self.views, self.epochs, label))
+
+    def lessons(self) -> Lessons:
+        """The stored sights and logits.
+
+        Raises:
+            UserError: nothing has been stored.
+        """
+        if not bool(self.soft.any()):
+            raise UserError("these images have no soft labels yet: a method with a teacher stores them when it ends")
+        return Lessons(
+            self.decode()[0].detach(),
+            self.views,
+            self.epochs,
+            lambda epoch, sight: self.soft[epoch, sight.places].float(),
+            temperature=self.temperature,
+            lr=self.lr,
+            smooth=self.smooth,
+        )
+
+
+def relabel_by(student: SyntheticImages, teachers: Mapping[str, Teacher]) -> None:
+    """Store the mean logits of the teachers in a set that stores soft labels; any other set stays as it is.
+
+    Raises:
+        UserError: there is no teacher.
+    """
+    if not isinstance(student, RelabelledImages):
+        return
+    if not teachers:
+        raise UserError("soft labels are a teacher's: name a teacher, or take a student like synthetic_images")
+    for teacher in teachers.values():
+        teacher.module.to(student.images.device)
+    student.relabel_(lambda x: torch.stack([t.compute({"input": x}).logits for t in teachers.values()]).mean(0))
+
+
+def untiled(images: Tensor, tiles: int) -> Tensor:
+    """Cut each image into ``tiles`` x ``tiles`` and enlarge each piece to its size: [N, ...] -> [N tiles^2, ...].
+
+    Bilinear, as Kim et al. 2022 (arXiv 2205.14959, section 3) form data; differentiable.
+    """
+    if tiles == 1:
+        return images
+    n, channels, height, width = images.shape
+    pieces = images.view(n, channels, tiles, height // tiles, tiles, width // tiles).permute(0, 2, 4, 1, 3, 5)
+    pieces = pieces.reshape(n * tiles**2, channels, height // tiles, width // tiles)
+    return F.interpolate(pieces, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def tiled(images: Tensor, tiles: int) -> Tensor:
+    """The inverse of :func:`untiled` but for what shrinking loses: [N t^2, C, H, W] -> [N, C, H, W]."""
+    if tiles == 1:
+        return images
+    n, channels, height, width = images.shape
+    small = F.interpolate(images, size=(height // tiles, width // tiles), mode="area")
+    rows = small.view(n // tiles**2, tiles, tiles, channels, height // tiles, width // tiles)
+    return rows.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
 
 
 def image_set(student: nn.Module) -> SyntheticImages:
@@ -172,8 +327,8 @@ class RealImages:
                 )
 
 
-def first_images(real: RealImages, per_class: int, init: Literal["real", "mean"], seed: int) -> Tensor:
-    """Initial images [classes * per_class, ...], sorted by class.
+def first_images(real: RealImages, per_class: int, init: Literal["real", "mean"], seed: int, tiles: int = 1) -> Tensor:
+    """Initial images [classes * per_class, ...], sorted by class; each a mosaic of small ones where it has ``tiles``.
 
     ``real`` are random real images; ``mean`` deals each class at random into ``per_class`` shares and averages each
     (so images of a class differ, and one image is the class mean).
@@ -181,15 +336,21 @@ def first_images(real: RealImages, per_class: int, init: Literal["real", "mean"]
     Raises:
         UserError: a class has fewer real images than are asked for.
     """
+    per_class *= tiles**2
     real.require(per_class)
     if init == "real":
-        return real.draw(per_class, (seed, "first images"))[0]
+        return tiled(real.draw(per_class, (seed, "first images"))[0], tiles)
     means = []
     for label in range(real.classes):
         images = real.of_class(label)
         order = uniform(torch.arange(len(images)), (1,), (seed, label, "shares"))[:, 0].argsort()
         means += [images[share].mean(0) for share in order.tensor_split(per_class)]
-    return torch.stack(means)
+    return tiled(torch.stack(means), tiles)
+
+
+def first_targets(labels: Tensor, classes: int, *, centred: bool) -> Tensor:
+    """Targets that say what the labels do, float32 [N, classes]: one-hot, less 1 / classes where ``centred``."""
+    return F.one_hot(labels, classes).float() - (1 / classes if centred else 0.0)
 
 
 def noise_images(count: int, shape: Sequence[int], seed: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.condensation.selection import herding, k_center, k_means
-from limbeck.condensation.synthetic import RealImages, first_images, image_set
+from limbeck.condensation.synthetic import RealImages, first_images, image_set, relabel_by, tiled
 from limbeck.engine.method import Batch, Clock, Method, Parts, Update
 from limbeck.registry import register
 
@@ -22,7 +22,7 @@ class RealSubset(Method):
     ``random`` with the student's ``init: real`` keeps its first images, which are those a condensation arm with the
     same seed starts from. ``herding`` (Welling 2009), ``k_center`` (Sener and Savarese 2018) and ``k_means`` (nearest
     to each cluster's centre) compare pixels, or the teacher's features where the recipe names a teacher that has them.
-    ``mean`` averages random shares of each class.
+    ``mean`` averages random shares of each class. A set that stores soft labels gets those of the teachers.
 
     Args:
         selection: how the images are chosen.
@@ -38,13 +38,16 @@ class RealSubset(Method):
         """Choose the images and put them into the student.
 
         Raises:
-            UserError: the student is no set of images, a class is too small, or no training data has labels.
+            UserError: the student is no set of images, a class is too small, no training data has labels, or there is
+                no teacher for the soft labels of a set that stores them.
         """
         super().setup(parts)
         student = image_set(parts.student)
         real = RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
-        real.require(student.per_class)
-        student.replace_(self.choose(real, student.per_class, student.seed).to(student.images.device))
+        count = student.per_class * student.tiles**2
+        real.require(count)
+        student.replace_(tiled(self.choose(real, count, student.seed), student.tiles).to(student.images.device))
+        relabel_by(student, self.teachers)
 
     def choose(self, real: RealImages, per_class: int, seed: int) -> Tensor:
         """The chosen images, [classes * per_class, ...], sorted by class."""
