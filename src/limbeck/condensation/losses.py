@@ -50,7 +50,7 @@ def distribution_matching(
 
 
 def gradient_distance(
-    real: Sequence[Tensor], synthetic: Sequence[Tensor], distance: Literal["rows", "cosine", "mse"] = "rows"
+    real: Sequence[Tensor], synthetic: Sequence[Tensor], distance: Literal["rows", "cosine", "mse", "l1"] = "rows"
 ) -> Tensor:
     """How far two gradients of the same weights are from each other, a scalar.
 
@@ -60,8 +60,8 @@ def gradient_distance(
 
     Args:
         real, synthetic: of each parameter, in the same order.
-        distance: ``rows`` is the paper's; ``cosine`` takes all matrices as one vector, and ``mse`` is the squared
-            distance of these vectors.
+        distance: ``rows`` is the paper's; ``cosine`` takes all matrices as one vector, ``mse`` is the squared distance
+            of these vectors and ``l1`` the sum of absolute differences.
 
     Raises:
         ValueError: the gradients are not of the same parameters.
@@ -72,7 +72,9 @@ def gradient_distance(
     if distance == "rows":
         return torch.stack([(1 - cosine(a, b)).sum() for a, b in pairs]).sum()
     a, b = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
-    return (a - b).square().sum() if distance == "mse" else 1 - cosine(a[None], b[None])[0]
+    if distance == "cosine":
+        return 1 - cosine(a[None], b[None])[0]
+    return (a - b).abs().sum() if distance == "l1" else (a - b).square().sum()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ def fresh_networks(
     augment: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...] = (
         "color", "crop", "cutout", "flip", "scale", "rotate",
     ),
+    cutmix: float = 0.0,
 ) -> Scores:  # fmt: skip
     """Train fresh networks on the model's images and test them: mean and spread of their accuracy.
 
@@ -80,6 +81,7 @@ def fresh_networks(
         lr: learning rate of the first half; by default the set's own, or 0.01.
         batch_size: images a step.
         augment: operations; none where empty. Leave out ``flip`` for digits and text.
+        cutmix: share of the steps whose images are mixed by CutMix, as IDC's protocol has it (0.5).
 
     Raises:
         UserError: the model is not a set of images with labels, or the test split has no labels.
@@ -87,7 +89,8 @@ def fresh_networks(
     if evaluation.spec is None or networks < 1:
         raise UserError("fresh_networks needs a data block, and 'networks' at least 1")
     images, labels = _condensed(evaluation.model)
-    taught = _learning(evaluation.model, images, labels, epochs, lr, batch_size, tuple(augment))
+    form = {"batch_size": batch_size, "ops": tuple(augment), "cutmix": cutmix}
+    taught = _learning(evaluation.model, images, labels, epochs, lr, form)
     test, truth = _test_set(evaluation)
     found: dict[str, list[float]] = {}
     for block in architectures or [paper_convnet(evaluation.spec.shape)]:
@@ -124,8 +127,7 @@ def _learning(
     labels: Tensor,
     epochs: int | None,
     lr: float | None,
-    batch_size: int,
-    ops: tuple[str, ...],
+    form: Mapping[str, Any],
 ) -> Callable[[nn.Module, Hashable], nn.Module]:
     """How a network learns the set, from the network and a key."""
     lessons = model.lessons() if isinstance(model, SyntheticImages) else None
@@ -136,7 +138,7 @@ def _learning(
         own = replace(lessons, **given)  # type: ignore[arg-type]
         return lambda network, key: learn(network, own)
     rate = getattr(model, "rate", None)
-    settings: dict[str, Any] = {"batch_size": batch_size, "ops": ops, "epochs": EPOCHS if epochs is None else epochs}
+    settings: dict[str, Any] = {**form, "epochs": EPOCHS if epochs is None else epochs}
     settings["lr"] = lr if lr is not None else LR if rate is None else float(rate)
     settings["regression"] = getattr(model, "regression", False)
     return lambda network, key: post_train(network, images, labels, key=key, **settings)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from limbeck.condensation.augment import augment, unpaired
+from limbeck.condensation.relabel import cut_mixed
 from limbeck.engine.noise import key_of, uniform
 from limbeck.errors import UserError
 from limbeck.registry import Block, build
@@ -52,6 +53,26 @@ def features_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
     return method
 
 
+def relu_maps(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What leaves each ReLU, in order, and the features [B, D]; with gradient.
+
+    Raises:
+        UserError: the network has no ``features`` method, or no ReLU.
+    """
+    maps: list[Tensor] = []
+    phi = features_of(network)
+    found = [module for module in network.modules() if isinstance(module, nn.ReLU)]
+    if not found:
+        raise UserError(f"{type(network).__name__} has no ReLU, whose maps are compared")
+    hooks = [module.register_forward_hook(lambda m, i, out: maps.append(out)) for module in found]
+    try:
+        features = phi(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps, features
+
+
 @torch.no_grad()
 def embed(network: nn.Module, images: Tensor, chunk: int = 1024) -> Tensor:
     """Features [B, D] without gradient: in pieces that bound the memory, whole where batch norm is in training mode."""
@@ -71,6 +92,7 @@ def post_train(
     ops: tuple[str, ...],
     key: Hashable,
     regression: bool = False,
+    cutmix: float = 0.0,
 ) -> nn.Module:
     """Train a network on a condensed set by the papers' protocol, and return it in evaluation mode.
 
@@ -87,13 +109,15 @@ def post_train(
         ops: augmentation operations; none where empty.
         key: of all randomness.
         regression: by squared error, not cross-entropy.
+        cutmix: share of the steps whose images are mixed.
     """
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = lr if 2 * epoch < epochs else 0.1 * lr
-        descend(network, optimizer, images, labels, batch_size, ops, (key, epoch), regression=regression)
+        step = (key, epoch)
+        descend(network, optimizer, images, labels, batch_size, ops, step, regression=regression, cutmix=cutmix)
     return network.eval()
 
 
@@ -107,15 +131,27 @@ def descend(
     key: tuple[Hashable, int],
     *,
     regression: bool = False,
+    cutmix: float = 0.0,
 ) -> None:
-    """One pass over the images, in an order and with unpaired augmentation that follow from the key."""
+    """One pass over the images, in an order and with unpaired augmentation that follow from the key.
+
+    In a share ``cutmix`` of the steps a rectangle of another image of the batch is put into each, and both labels count
+    by their areas (Yun et al. 2019, arXiv 1905.04899).
+    """
+    criterion = F.mse_loss if regression else F.cross_entropy
     order = uniform(torch.arange(len(images)), (1,), (*key, "order"))[:, 0].argsort()
     for number, rows in enumerate(order.split(batch_size)):
         x, y = images[rows], labels[rows]
         if ops:
             x = augment(x, unpaired(len(x), (*key, number), ops))
         optimizer.zero_grad()
-        (F.mse_loss if regression else F.cross_entropy)(network(x), y).backward()
+        if cutmix and float(uniform(torch.zeros(1, dtype=torch.int64), (1,), (*key, number, "cut"))) < cutmix:
+            x, partner, share = cut_mixed(x, (*key, number))
+            said = network(x)
+            loss = share * criterion(said, y) + (1 - share) * criterion(said, y[partner])
+        else:
+            loss = criterion(network(x), y)
+        loss.backward()
         optimizer.step()
 
 

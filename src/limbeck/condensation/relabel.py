@@ -81,17 +81,25 @@ class Views:
     def _mixed(self, sight: Sight, key: Hashable) -> Sight:
         if self.mix == "none" or len(sight.rows) < 2:
             return sight
-        partner = uniform(torch.arange(len(sight.rows)), (1,), (key, "partner"))[:, 0].argsort().to(sight.rows.device)
-        others = sight.images[partner]
-        if self.mix == "mixup":
-            share = beta(key, BETA)
-            mixed = share * sight.images + (1 - share) * others
+        if self.mix == "cutmix":
+            mixed, partner, share = cut_mixed(sight.images, key)
         else:
-            top, bottom, left, right = rectangle(tuple(sight.images.shape[2:]), key)
-            mixed = sight.images.clone()
-            mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
-            share = 1 - (bottom - top) * (right - left) / mixed[0, 0].numel()
+            partner, share = partners(sight.images, key), beta(key, BETA)
+            mixed = share * sight.images + (1 - share) * sight.images[partner]
         return Sight(sight.places, mixed, sight.rows, sight.rows[partner], share)
+
+
+def partners(images: Tensor, key: Hashable) -> Tensor:
+    """For each image of a batch another to mix it with, a permutation, int64 [B]."""
+    return uniform(torch.arange(len(images)), (1,), (key, "partner"))[:, 0].argsort().to(images.device)
+
+
+def cut_mixed(images: Tensor, key: Hashable) -> tuple[Tensor, Tensor, float]:
+    """Images with one rectangle of another in them, which other [B], and the share of the area that is their own."""
+    partner, mixed = partners(images, key), images.clone()
+    top, bottom, left, right = rectangle(tuple(images.shape[2:]), key)
+    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    return mixed, partner, 1 - (bottom - top) * (right - left) / mixed[0, 0].numel()
 
 
 def random_crop(images: Tensor, least: float, key: Hashable, *, flip: bool = True, most: float = 1.0) -> Tensor:

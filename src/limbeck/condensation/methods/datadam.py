@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from limbeck.condensation.losses import attention, distribution_matching
 from limbeck.condensation.matching import MatchingMethod, Ops
-from limbeck.condensation.networks import features_of
+from limbeck.condensation.networks import relu_maps
 from limbeck.engine.method import Clock, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
@@ -54,35 +53,18 @@ class DataDAM(MatchingMethod):
         network = self.fresh((key, "network"), images.device).requires_grad_(False)
         sets = self.drawn(images, labels, key)
         with torch.no_grad():
-            real_maps, real = self.seen(network, sets.real)
-        own_maps, own = self.seen(network, sets.images)
+            real_maps, real = relu_maps(network, sets.real)
+        own_maps, own = relu_maps(network, sets.images)
+        if len(own_maps) < 2:
+            raise UserError(f"datadam: {type(network).__name__} needs two ReLUs or more, whose maps are compared")
         gaps = [
-            distribution_matching(a, sets.real_labels, b, labels, self.real.classes).sum()
-            for a, b in zip(real_maps, own_maps, strict=True)
+            distribution_matching(
+                attention(a, self.power), sets.real_labels, attention(b, self.power), labels, self.real.classes
+            ).sum()
+            for a, b in zip(real_maps[:-1], own_maps[:-1], strict=True)
         ]
         last = distribution_matching(real, sets.real_labels, own, labels, self.real.classes).sum()
         return {
             "attention": Term(FACTOR * torch.stack(gaps).sum(), 1, unit="sets"),
             "features": Term(FACTOR * last, 1, self.balance, unit="sets"),
         }
-
-    def seen(self, network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Attention [B, positions] after each ReLU but the last, and the last features [B, D].
-
-        Raises:
-            UserError: the network has fewer than two ReLUs with maps.
-        """
-        maps: list[Tensor] = []
-        hooks = [
-            module.register_forward_hook(lambda m, i, out: maps.append(attention(out, self.power)))
-            for module in network.modules()
-            if isinstance(module, nn.ReLU)
-        ]
-        try:
-            features = features_of(network)(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if len(maps) < 2:
-            raise UserError(f"datadam: {type(network).__name__} needs two ReLUs or more, whose maps are compared")
-        return maps[:-1], features

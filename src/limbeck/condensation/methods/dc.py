@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -50,7 +50,7 @@ class DC(MatchingMethod):
         *,
         outer: int | None = None,
         inner: int | None = None,
-        distance: Literal["rows", "cosine", "mse"] = "rows",
+        distance: Literal["rows", "cosine", "mse", "l1"] = "rows",
         paired: bool = True,
         net_lr: float = 0.01,
         net_batch: int = 256,
@@ -100,7 +100,7 @@ class DC(MatchingMethod):
 
     def classes(self, network: nn.Module, images: Tensor, labels: Tensor, key: tuple[int, int]) -> Iterator[Tensor]:
         """The distance of each class in turn; the graph of one need not outlive it."""
-        weights = [p for p in network.parameters() if p.dim() > 1]
+        weights = self.weights(network)
         real, real_labels = self.real.to(images.device).draw(self.batch_real, (key, "real"))
         draws = None
         if self.augment:
@@ -115,6 +115,10 @@ class DC(MatchingMethod):
             wanted = torch.autograd.grad(_loss(network, real[real_labels == c], c), weights)
             given = torch.autograd.grad(_loss(network, own, c), weights, create_graph=True)
             yield gradient_distance(wanted, given, self.distance)
+
+    def weights(self, network: nn.Module) -> list[nn.Parameter]:
+        """Those whose gradients are compared: matrices and kernels."""
+        return [p for p in network.parameters() if p.dim() > 1]
 
     def seen_by(self, clock: Clock, device: torch.device) -> nn.Module:
         """The network of a step, in training mode but for batch norm, whose statistics are those of real images."""
@@ -136,19 +140,21 @@ class DC(MatchingMethod):
         return self.network
 
     def after_step(self, clock: Clock) -> None:
-        """Clamp, if asked to; then let the network learn the images, unless the next step has a fresh one."""
+        """Clamp, if asked to; then let the network learn, unless the next step has a fresh one."""
         super().after_step(clock)
-        outer, inner = self.loops
-        if self.network is None or (clock.step + 1) % outer == 0:
+        if self.network is None or (clock.step + 1) % self.loops[0] == 0:
             return
+        self.network.train()
+        with torch.enable_grad():
+            self.learn(self.network, (clock.seed, clock.step, "inner"))
+
+    def learn(self, network: nn.Module, key: Hashable) -> None:
+        """Let the network learn the images for the inner epochs."""
         with torch.no_grad():
             images, labels = (t.detach() for t in self.student())
-        key = (clock.seed, clock.step, "inner")
-        self.network.train()
-        optimizer = torch.optim.SGD(self.network.parameters(), lr=self.net_lr)
-        with torch.enable_grad():
-            for epoch in range(inner):
-                descend(self.network, optimizer, images, labels, self.net_batch, self.augment, (key, epoch))
+        optimizer = torch.optim.SGD(network.parameters(), lr=self.net_lr)
+        for epoch in range(self.loops[1]):
+            descend(network, optimizer, images, labels, self.net_batch, self.augment, (key, epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """The network's weights, which have learnt the images of earlier steps."""
