@@ -74,6 +74,8 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("gkd", "teacher_share"): {"method": {"student_share": 0.0}},
     ("gold", "teacher_share"): {"teacher": {"data": None}},
     **{(m, a): {"method": {"outer": 5}} for m in ("dc", "dsa") for a in ("inner", "net_lr", "net_batch")},
+    ("cafe", "outer_range"): {"method": {"watched": 2}},
+    ("cafe", "query"): {"method": {"watched": 3, "inner_range": 0.1}},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }

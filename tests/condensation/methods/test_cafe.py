@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limbeck.condensation.methods.cafe import CAFE, WATCHED
+from limbeck.condensation.methods.cafe import CAFE
 from limbeck.condensation.networks import fresh_network
 from limbeck.condensation.synthetic import RealImages, SyntheticImages
 from limbeck.data.base import Data
@@ -65,7 +65,8 @@ def lives(method: CAFE, steps: int) -> list[int]:
 
 
 def test_a_network_makes_way_when_its_accuracies_have_settled(data):
-    assert lives(ready(data, outer_range=2.0, inner=0), 25) == [0] * WATCHED + [10] * WATCHED + [20] * 5
+    assert lives(ready(data, outer_range=2.0, inner=0), 25) == [0] * 10 + [10] * 10 + [20] * 5
+    assert lives(ready(data, outer_range=2.0, inner=0, watched=2), 5) == [0, 0, 2, 2, 4]
     assert lives(ready(data, outer_range=0.0, inner=0), 25) == [0] * 25
     assert lives(ready(data, outer_range=0.0, inner=0, outer=4), 9) == [0] * 4 + [4] * 4 + [8]
 
@@ -76,7 +77,7 @@ def test_the_network_learns_until_its_accuracy_has_moved(data, monkeypatch):
     passes = []
     original = cafe.descend
     monkeypatch.setattr(cafe, "descend", lambda *a, **k: (passes.append(1), original(*a, **k)))
-    for bound, wanted in ((-1.0, WATCHED), (2.0, 17)):
+    for bound, wanted in ((-1.0, 10), (2.0, 17)):
         passes.clear()
         method = ready(data, inner_range=bound, inner=17)
         method.terms(Clock(0, 9))

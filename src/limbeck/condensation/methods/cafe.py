@@ -15,9 +15,6 @@ from limbeck.engine.method import Clock, Term
 from limbeck.errors import UserError
 from limbeck.registry import register
 
-WATCHED = 10
-"""Accuracies whose range decides (the published code's)."""
-
 
 @register("method")
 class CAFE(MatchingMethod):
@@ -26,9 +23,10 @@ class CAFE(MatchingMethod):
     Of each class the mean map after every ReLU, and the mean feature, shall be alike for real and learned images. The
     centre of a class's learned features shall tell its real ones from those of other classes: real features are given
     logits by their inner products with the centres. The network learns the images between the steps, in loops that
-    watch its accuracy on real images: it learns until its last ten accuracies differ by more than ``inner_range``, and
-    makes way for a fresh one when ten in a row, one after each step, differ by less than ``outer_range``. The published
-    code takes SGD with learning rate 0.1 and momentum 0.5 over 2000 networks, halved at 1200, 1600 and 1800.
+    watch its accuracy on real images: it learns until its last ``watched`` accuracies differ by more than
+    ``inner_range``, and makes way for a fresh one when as many in a row, one after each step, differ by less than
+    ``outer_range``. The published code takes SGD with learning rate 0.1 and momentum 0.5 over 2000 networks, halved at
+    1200, 1600 and 1800.
 
     Args:
         early_weight: of the maps of all ReLUs but the last, whose own is 1.
@@ -36,6 +34,7 @@ class CAFE(MatchingMethod):
         discrimination: weight of the cross-entropy by centres, summed over the real images.
         outer_range: lambda 1.
         inner_range: lambda 2.
+        watched: accuracies whose range decides.
         outer: steps with one network, at most; the published code has no limit.
         inner: epochs on the images after a step, at most; likewise.
         query: real images of each class whose accuracy is watched.
@@ -52,6 +51,7 @@ class CAFE(MatchingMethod):
         discrimination: float = 0.01,
         outer_range: float = 0.04,
         inner_range: float = 0.03,
+        watched: int = 10,
         outer: int = 100,
         inner: int = 100,
         query: int = 128,
@@ -60,13 +60,14 @@ class CAFE(MatchingMethod):
         **rest: Any,
     ) -> None:
         super().__init__(augment=augment, **rest)
-        if outer < 1 or inner < 0 or min(query, net_batch) < 1:
-            raise UserError("cafe: outer, query and net_batch must be 1 or more, inner 0 or more")
+        if inner < 0 or min(outer, query, net_batch, watched) < 1:
+            raise UserError("cafe: outer, query, net_batch and watched must be 1 or more, inner 0 or more")
         self.early_weight = early_weight
         self.feature_weight = feature_weight
         self.discrimination = discrimination
         self.outer_range = outer_range
         self.inner_range = inner_range
+        self.watched = watched
         self.outer = outer
         self.inner = inner
         self.query = query
@@ -117,8 +118,8 @@ class CAFE(MatchingMethod):
         network = self._network
         if network is None:
             return
-        self._seen = [*self._seen, self._accuracy(network, (clock.seed, clock.step, "outer"))][-WATCHED:]
-        settled = len(self._seen) == WATCHED and _range(self._seen) < self.outer_range
+        self._seen = [*self._seen, self._accuracy(network, (clock.seed, clock.step, "outer"))][-self.watched :]
+        settled = len(self._seen) == self.watched and _range(self._seen) < self.outer_range
         if settled or clock.step + 1 - self._born >= self.outer:
             self._network = None
             return
@@ -133,8 +134,8 @@ class CAFE(MatchingMethod):
         for epoch in range(self.inner):
             with torch.enable_grad():
                 descend(network, optimizer, images, labels, self.net_batch, self.augment, (key, epoch))
-            seen = [*seen, self._accuracy(network, (*key, epoch))][-WATCHED:]
-            if len(seen) == WATCHED and _range(seen) > self.inner_range:
+            seen = [*seen, self._accuracy(network, (*key, epoch))][-self.watched :]
+            if len(seen) == self.watched and _range(seen) > self.inner_range:
                 return
 
     @torch.no_grad()
