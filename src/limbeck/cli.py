@@ -396,7 +396,8 @@ def report(a: argparse.Namespace) -> int:
 def _add_export(commands: Any) -> None:
     p = commands.add_parser("export", help="export a run's student or a stored model")
     p.add_argument("model", help="a run directory or a model folder")
-    formats = ("onnx", "torch_export", "transformers", "int8", "diffusers")
+    networks = ("onnx", "torch_export", "transformers", "int8", "sentence_transformers", "diffusers")
+    formats = (*networks, "datasets", "image_folder")
     p.add_argument("--format", choices=formats, required=True, help="what to write")
     p.add_argument("--output", help="where to write (default: beside the model)")
     p.add_argument("--trust-code", action="store_true", help="import the model's class where it is not limbeck's own")

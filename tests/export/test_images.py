@@ -10,7 +10,7 @@ from limbeck.registry import Block
 def test_the_arrays_are_the_student(tmp_path, model):
     made = model("synthetic")
     files = write_images(tmp_path, made)
-    assert [f.name for f in files] == ["images.npz", "images.png"]
+    assert [f.name for f in files] == ["images.npz", "images.png", "training.json"]
     with np.load(tmp_path / "images.npz", allow_pickle=False) as file:
         assert file["images"].dtype == np.float32 and file["labels"].dtype == np.int64
         assert np.array_equal(file["images"], made.module.images.detach().numpy())
@@ -63,4 +63,4 @@ def test_what_is_no_picture_is_not_drawn(tmp_path):
             return torch.zeros(4, 7), torch.arange(4)
 
     files = write_images(tmp_path, Stored(Table(), Block("table"), frozenset({"images"})))
-    assert [f.name for f in files] == ["images.npz"]
+    assert [f.name for f in files] == ["images.npz", "training.json"]

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from limbeck.condensation.augment import augment, siamese
 from limbeck.condensation.networks import fresh_network, paper_convnet
-from limbeck.condensation.synthetic import RealImages, SyntheticImages, image_set
+from limbeck.condensation.synthetic import (
+    NO_TEACHER,
+    RealImages,
+    RelabelledImages,
+    SyntheticImages,
+    image_set,
+    relabel_by,
+)
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
 from limbeck.errors import UserError
 from limbeck.registry import ModelBlock
@@ -60,13 +67,15 @@ class MatchingMethod(Method):
         """Take the training images into memory.
 
         Raises:
-            UserError: the student is no set of images, its labels learn and the method moves none, or a class has no
-                training image.
+            UserError: the student is no set of images, its labels learn and the method moves none, it stores soft
+                labels and there is no teacher, or a class has no training image.
         """
         super().setup(parts)
         if image_set(parts.student).targets is not None and not self.learns_labels:
             name = type(self).__name__.lower()
             raise UserError(f"{name} learns images of fixed classes: student.labels must be hard")
+        if isinstance(parts.student, RelabelledImages) and not parts.teachers:
+            raise UserError(NO_TEACHER)
         self.real = RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
         self.real.require(1)
         self.fresh = partial(fresh_network, self.net or paper_convnet(self.real.images.shape), parts.offers)
@@ -88,9 +97,12 @@ class MatchingMethod(Method):
         return Sets(real, real_labels, images, labels)
 
     def after_step(self, clock: Clock) -> None:
-        """Clamp, if asked to."""
+        """Clamp, if asked to; at the end store soft labels, where the student has room for them."""
+        student = cast("SyntheticImages", self.student)
         if self.clamp:
-            cast("SyntheticImages", self.student).clamp_()
+            student.clamp_()
+        if clock.step + 1 == clock.total:
+            relabel_by(student, self.teachers)
 
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """A step compares one synthetic set."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from limbeck.engine.noise import normal, uniform
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
 
+NO_TEACHER = "soft labels are a teacher's: name a teacher, or take a student like synthetic_images"
 OF_LABELS = frozenset(("labels", "targets", "soft", "sight_seed"))
 """What a set stores that says what its images show."""
 
@@ -95,6 +96,24 @@ class SyntheticImages(nn.Module):
     def lessons(self) -> Lessons | None:
         """How the set asks to be learnt; None where it is for whoever learns it to say."""
         return None
+
+    def training_recipe(self) -> dict[str, Any]:
+        """How the set asks to be learnt, as plain values."""
+        lessons = self.lessons()
+        if lessons is None:
+            own = {} if self.rate is None else {"lr": float(self.rate)}
+            return {"loss": "squared error" if self.regression else "cross-entropy", **own}
+        views = asdict(lessons.views)
+        return {
+            "loss": "cross-entropy" if lessons.temperature is None else "KL(teacher || student)",
+            "temperature": lessons.temperature,
+            "optimizer": "adamw",
+            "lr": lessons.lr,
+            "weight_decay": lessons.weight_decay,
+            "schedule": f"(1 + cos(pi epoch / ({lessons.smooth:g} epochs))) / 2",
+            "epochs": lessons.epochs,
+            **views,
+        }
 
     def storage(self) -> dict[str, int]:
         """Bytes of what is delivered: ``images``, ``labels`` and ``adapters``, which is all the rest."""
@@ -208,7 +227,7 @@ def relabel_by(student: SyntheticImages, teachers: Mapping[str, Teacher]) -> Non
     if not isinstance(student, RelabelledImages):
         return
     if not teachers:
-        raise UserError("soft labels are a teacher's: name a teacher, or take a student like synthetic_images")
+        raise UserError(NO_TEACHER)
     for teacher in teachers.values():
         teacher.module.to(student.images.device)
     student.relabel_(lambda x: torch.stack([t.compute({"input": x}).logits for t in teachers.values()]).mean(0))

@@ -14,7 +14,7 @@ from limbeck import __version__, registry
 from limbeck.engine.checkpoint import write_text
 from limbeck.errors import UserError
 from limbeck.export import store
-from limbeck.export.images import ARRAYS, PICTURE
+from limbeck.export.images import ARRAYS, PICTURE, TRAINING
 from limbeck.export.words import (
     NOT_STATED,
     bibtex,
@@ -218,7 +218,7 @@ def _without(facts: Facts) -> list[str]:
         code = (
             f'import numpy as np\n\ndata = np.load("student/{ARRAYS}")\nimages, labels = data["images"], data["labels"]'
         )
-        texts += ["Without limbeck:", _code(code)]
+        texts += ["Without limbeck:", _code(code), f"`{TRAINING}` says how the images are to be learnt."]
     elif facts.model["layout"] == "transformers":
         auto = facts.model.get("auto_class") or "AutoModel"
         code = f'from transformers import {auto}\n\nstudent = {auto}.from_pretrained("student")'

@@ -49,7 +49,7 @@ def deliver(artifact: Path, folder: Path, about: Mapping[str, Any]) -> Path:
             shutil.copytree(artifact, made, ignore=ignore, copy_function=shutil.copyfile)
             write_json(made / store.CARD, _card(artifact, stored, about, key))
             if "images" in stored.gives:
-                write_images(made, stored)
+                write_images(made, stored, about)
             if folder.exists():
                 folder.rename(Path(aside) / "replaced")
             made.replace(folder)

@@ -14,8 +14,9 @@ from torch import Tensor
 from limbeck import __version__
 from limbeck.engine.checkpoint import sha256
 from limbeck.errors import UserError
-from limbeck.export import card, store
-from limbeck.export.calls import Call, call_of
+from limbeck.export import card, image_sets, store
+from limbeck.export.calls import call_of
+from limbeck.export.image_sets import export_datasets, export_image_folder
 from limbeck.export.onnx import export_onnx
 from limbeck.export.onnx import packages as onnx_packages
 from limbeck.export.programs import export_program
@@ -33,10 +34,13 @@ EXAMPLES = Path("artifacts") / "examples.safetensors"
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the name of what it writes, and how (call, model, its folder, target) -> facts."""
+    """A format: the name of what it writes, and how (call, model, its folder, target) -> facts.
+
+    The call is a :class:`~limbeck.export.calls.Call`, or None for sets of images.
+    """
 
     name: str
-    write: Callable[[Call, Stored, Path, Path], dict[str, Any]]
+    write: Callable[[Any, Stored, Path, Path], dict[str, Any]]
 
 
 FORMATS = {
@@ -46,8 +50,10 @@ FORMATS = {
     "int8": Format("int8", export_int8),
     "sentence_transformers": Format("sentence_transformers", export_sentence_transformers),
     "diffusers": Format("diffusers", lambda call, stored, source, folder: _saves_pipelines(stored)(folder)),
+    "datasets": Format("datasets", lambda call, stored, source, folder: export_datasets(stored, folder)),
+    "image_folder": Format("image_folder", lambda call, stored, source, folder: export_image_folder(stored, folder)),
 }
-FOLDERS = ("transformers", "int8", "sentence_transformers", "diffusers")
+FOLDERS = ("transformers", "int8", "sentence_transformers", "diffusers", *image_sets.FORMATS)
 """Formats that are a folder and not a file."""
 
 
@@ -79,8 +85,9 @@ def refuse_early(stored: Stored, formats: Iterable[str]) -> None:
         UserError: a package is missing, or the model is of a kind that a format does not hold.
     """
     for format in formats:
+        _refuse_kind(stored, format)
         if "images" in stored.gives:
-            raise UserError(f"export: {format}: the student is a set of images, which is delivered as images.npz")
+            continue
         if format in ("transformers", "int8") and not store.is_transformers(stored.module):
             raise UserError(f"export: {format}: the student '{stored.block.name}' is no transformers model")
         if format == "int8":
@@ -91,6 +98,17 @@ def refuse_early(stored: Stored, formats: Iterable[str]) -> None:
             _saves_pipelines(stored)
         if format == "onnx":
             onnx_packages()
+
+
+def _refuse_kind(stored: Stored, format: str) -> None:
+    """Sets of images have formats of their own."""
+    if "images" in stored.gives and format not in image_sets.FORMATS:
+        instead = " or ".join(image_sets.FORMATS)
+        raise UserError(
+            f"export: {format}: the student is a set of images, which is delivered as images.npz; export {instead}"
+        )
+    if "images" not in stored.gives and format in image_sets.FORMATS:
+        raise UserError(f"export: {format}: the student '{stored.block.name}' is no set of images")
 
 
 def model_folder(path: Path) -> Path:
@@ -124,7 +142,8 @@ def _target(source: Path, format: str, output: Path | None) -> Path:
 
 def write(stored: Stored, source: Path, format: str, target: Path) -> dict[str, Any]:
     """Write one format under a temporary name, check it, and only then give it its name; returns the facts."""
-    call = call_of(stored, examples(source))
+    _refuse_kind(stored, format)
+    call = None if format in image_sets.FORMATS else call_of(stored, examples(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as aside:
         made = Path(aside) / target.name

@@ -9,21 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbeck.engine.checkpoint import atomic
+from limbeck.engine.checkpoint import atomic, write_json
 from limbeck.export.store import Stored
 
 ARRAYS = "images.npz"
 PICTURE = "images.png"
+TRAINING = "training.json"
 SIDE = 48
 """Pixels that a small image is enlarged to at least, in the picture."""
 
 
-def write_images(folder: Path, stored: Stored) -> list[Path]:
+def write_images(folder: Path, stored: Stored, about: Mapping[str, Any] | None = None) -> list[Path]:
     """Write a set of images as ``images.npz`` and, where they are grey or coloured, ``images.png``.
 
     The arrays are ``images`` (float32 [N, ...], as networks are trained on them), ``labels`` (int64 [N], or float32
     [N, K] where they are soft), ``classes`` (names) and, where the data was normalised, ``mean`` and ``std`` per
     channel: ``images * std + mean`` are pixels in [0, 1]. ``data: {name: npz, path: images.npz}`` reads the file.
+    ``training.json`` says how the set is to be learnt.
+
+    Args:
+        folder: where to write.
+        stored: the set.
+        about: what is known of the student beside ``stored.about``: ``learnt_by`` is how it was judged.
     """
     with torch.no_grad():
         images, labels = (t.detach().cpu().numpy() for t in stored.module())
@@ -38,7 +45,16 @@ def write_images(folder: Path, stored: Stored) -> list[Path]:
     if images.ndim == 4 and images.shape[1] in (1, 3):
         pixels = grid(to_pixels(arrays["images"], spec), _columns(labels))
         written.append(atomic(folder / PICTURE, lambda path: _save_png(path, pixels)))
-    return written
+    return [*written, write_training(folder, stored, about)]
+
+
+def write_training(folder: Path, stored: Stored, about: Mapping[str, Any] | None = None) -> Path:
+    """Write how the set is to be learnt: what it asks for itself, then what its run was judged by."""
+    own = getattr(stored.module, "training_recipe", dict[str, Any])
+    judged = (about or stored.about).get("learnt_by") or {}
+    path = folder / TRAINING
+    write_json(path, {**judged, **own()})
+    return path
 
 
 def to_pixels(images: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:

@@ -189,8 +189,8 @@ class Top(Fields):
     cache: Cache | None = key(None, "store the teacher's outputs once")
     controls: bool | dict[str, Tree] = key(True, "arms trained for comparison; true takes the method's")
     claim: Claim | None = key(None, "what is claimed, and the inequalities that test it")
-    export: list[Literal["onnx", "torch_export", "transformers", "int8", "diffusers"]] = key(
-        [], "further formats to deliver"
+    export: list[Literal["onnx", "torch_export", "transformers", "int8", "diffusers", "datasets", "image_folder"]] = (
+        key([], "further formats to deliver; the last two are for sets of images")
     )
     stages: list[StageBlock] | None = key(None, "what the run does, where it is not the usual")
     notes: str | None = key(None, "remarks for readers")

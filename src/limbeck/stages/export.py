@@ -20,7 +20,7 @@ from limbeck.export.formats import EXAMPLES, STUDENT, clear_leftovers, export, i
 from limbeck.export.words import one_line
 from limbeck.registry import Block, register
 from limbeck.run import RESULTS, Context
-from limbeck.stages.evaluate import results
+from limbeck.stages.evaluate import FRESH, results
 from limbeck.training import MODEL
 
 
@@ -107,7 +107,9 @@ def origin(context: Context) -> dict[str, Any]:
         "seed": context.seed,
         "limbeck": __version__,
     }
-    return json.loads(recipe.redact(json.dumps(about)))
+    if judge := next((block for block in recipe.evaluate or () if block.name == FRESH), None):
+        about["learnt_by"] = judge.args
+    return json.loads(recipe.redact(json.dumps(about, default=Block.tree)))
 
 
 def spelt(block: Block) -> str:
