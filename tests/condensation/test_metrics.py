@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.condensation.metrics import fresh_networks, pictures
+from limbeck.condensation.metrics import fresh_networks, pictures, whole_data
 from limbeck.condensation.synthetic import SyntheticImages, valid_range
 from limbeck.data.base import DataSpec
 from limbeck.errors import UserError
@@ -112,3 +112,18 @@ def test_mistakes_are_told(data):
     data.test.labels = None
     with pytest.raises(UserError, match="no labels"):
         judge(data, torch.zeros(3, 1, 8, 8))
+
+
+def test_whole_data_is_trained_on_once(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_HOME", str(tmp_path))
+    model = student(data, torch.zeros(3, 1, 8, 8))
+    evaluation = Evaluation(model, spec=data.spec, source=data.test, train=data.train)
+    args = {"epochs": 20, "architectures": SMALL, "lr": 0.05, "batch_size": 16, "augment": ()}
+    first = whole_data(evaluation, **args)
+    assert first.values["whole_accuracy"] > 0.9
+    monkeypatch.setattr("limbeck.condensation.metrics.post_train", None)
+    assert whole_data(evaluation, **args) == first
+    with pytest.raises(TypeError):
+        whole_data(evaluation, **{**args, "epochs": 19})
+    with pytest.raises(UserError, match="needs training data"):
+        whole_data(Evaluation(model, spec=data.spec, source=data.test))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
@@ -10,12 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck import __version__
 from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
 from limbeck.condensation.relabel import learn
-from limbeck.condensation.synthetic import SyntheticImages
+from limbeck.condensation.synthetic import RealImages, SyntheticImages
 from limbeck.data.base import DataSpec, for_page
+from limbeck.engine.checkpoint import write_json
 from limbeck.errors import UserError
 from limbeck.metrics.base import Evaluation, Scores
+from limbeck.paths import cache_root
 from limbeck.registry import Block, ModelBlock, register
 
 EPOCHS = 300
@@ -104,6 +109,63 @@ def fresh_networks(
         {**values, **_sizes(evaluation.model, evaluation.spec)},
         {"fresh_accuracies": found, **pictures(images, labels, evaluation.spec)},
     )
+
+
+@register(
+    "metric",
+    task={"classification"},
+    better={"whole_accuracy": "higher"},
+    labels={"whole_accuracy": ("Accuracy of networks trained on all data", "%")},
+)
+def whole_data(
+    evaluation: Evaluation,
+    *,
+    networks: int = 1,
+    epochs: int = 30,
+    architectures: list[ModelBlock] | None = None,
+    lr: float = 0.01,
+    batch_size: int = 256,
+    augment: tuple[Literal["color", "crop", "cutout", "flip", "scale", "rotate"], ...] = (
+        "color", "crop", "cutout", "flip", "scale", "rotate",
+    ),
+) -> Scores:  # fmt: skip
+    """What the same networks reach with all the training data: what a condensed set is measured against.
+
+    Nothing of it depends on the student, so that the result is kept in the cache for all arms and runs on this data.
+
+    Args:
+        evaluation: the training data and the test split.
+        networks: fresh networks of each architecture.
+        epochs: passes over the training data.
+        architectures, lr, batch_size, augment: as in ``fresh_networks``.
+
+    Raises:
+        UserError: there is no labelled training or test data.
+    """
+    if evaluation.spec is None or evaluation.train is None or networks < 1 or epochs < 1:
+        raise UserError("whole_data needs training data, and 'networks' and 'epochs' at least 1")
+    blocks = architectures or [paper_convnet(evaluation.spec.shape)]
+    prints = [getattr(source, "fingerprint", "") for source in (evaluation.train, evaluation.source)]
+    settings = [networks, epochs, lr, batch_size, list(augment), [b.tree() for b in blocks], evaluation.seed]
+    key = hashlib.sha256(json.dumps([prints, settings, __version__], sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_root() / "whole" / f"{key}.json"
+    if path.is_file():
+        return Scores(json.loads(path.read_text(encoding="utf8")))
+    real = RealImages.of(evaluation.train, evaluation.spec.classes)
+    test, truth = _test_set(evaluation)
+    scores = []
+    for block in blocks:
+        for number in range(networks):
+            name = (evaluation.seed, "whole", str(block.tree()), number)
+            network = fresh_network(block, evaluation.spec.offers(), name, test.device)
+            images, labels = real.to(test.device).images, real.labels
+            form = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+            post_train(network, images, labels, ops=tuple(augment), key=name, **form)  # type: ignore[arg-type]
+            scores.append(accuracy(network, test, truth, evaluation.batch_size))
+    values = {"whole_accuracy": statistics.fmean(scores)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, values)
+    return Scores(values)
 
 
 def pictures(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class IDM(MatchingMethod):
         self._kept: dict[str, Any] = {}
 
     def terms(self, clock: Clock) -> dict[str, Term]:
-        """The terms ``dm`` and ``ce``; the count is 1, because the paper sums over classes and networks."""
+        """The terms ``dm`` and, where it has a weight, ``ce``; counts are 1: the paper sums over classes and networks."""
         images, labels = self.student()
         self.fill(clock, images.device)
         key = (clock.seed, clock.step)
@@ -88,13 +88,12 @@ class IDM(MatchingMethod):
             own_maps, _ = relu_maps(network, sets.images)
             real, own = real_maps[-1].flatten(1), own_maps[-1].flatten(1)
             gaps.append(distribution_matching(real, sets.real_labels, own, labels, self.real.classes).sum())
-            # The published code adds a class's mean to the class's own loss.
-            each = F.cross_entropy(network(sets.images), labels, reduction="none")
-            wrong.append(self._accuracies[number] * each.sum() * self.real.classes / len(labels))
-        return {
-            "dm": Term(torch.stack(gaps).sum(), 1, unit="sets"),
-            "ce": Term(torch.stack(wrong).sum(), 1, self.ce, unit="sets"),
-        }
+            if self.ce:
+                # The published code adds a class's mean to the class's own loss.
+                each = F.cross_entropy(network(sets.images), labels, reduction="none")
+                wrong.append(self._accuracies[number] * each.sum() * self.real.classes / len(labels))
+        terms = {"dm": Term(torch.stack(gaps).sum(), 1, unit="sets")}
+        return terms | ({"ce": Term(torch.stack(wrong).sum(), 1, self.ce, unit="sets")} if wrong else {})
 
     def fill(self, clock: Clock, device: torch.device) -> None:
         """Bring the queue to what it is at this step: its networks are numbered in the order in which they join."""
