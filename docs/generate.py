@@ -221,6 +221,26 @@ def _record(record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def condensed() -> str:
+    """Published accuracies of condensed CIFAR-10, and ours beside them where they were measured."""
+    tables = json.loads((ROOT / "benchmarks/published/condensation.json").read_text("utf8"))["tables"]
+    found = ROOT / "benchmarks/results/condensation_published.json"
+    ours = json.loads(found.read_text("utf8"))["rows"] if found.is_file() else []
+    (shown,) = (t for t in tables if t["data"] == "cifar10" and t["network"].startswith("ConvNet"))
+    rows = []
+    for row in shown["rows"]:
+        form = f" ({row['form']})" if "form" in row else ""
+        cells = [f"{v['accuracy']}" if (v := row["values"].get(ipc)) else "" for ipc in ("1", "10", "50")]
+        beside = [o for o in ours if o["method"] == row["method"] and not form]
+        said = "; ".join(
+            f"{o['per_class']} a class: {o['ours']['accuracy']:.1f} ± {o['ours']['std']:.1f} ({o['gap']:+.1f}; "
+            f"{o['differs']})"
+            for o in beside
+        )
+        rows.append([f"`{row['method']}`{form}", *cells, said])
+    return table(["Method", "1 image a class", "10", "50", "Ours, and the gap"], rows)
+
+
 def commands() -> str:
     """Every command of the command line with its options."""
     subparsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
@@ -316,7 +336,7 @@ def code(value: Any) -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (families, methods, keys, kinds, evidence, choosing, commands)
+    f.__name__: f for f in (families, methods, keys, kinds, evidence, choosing, condensed, commands)
 }
 
 

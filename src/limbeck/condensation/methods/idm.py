@@ -75,7 +75,7 @@ class IDM(MatchingMethod):
         self._kept: dict[str, Any] = {}
 
     def terms(self, clock: Clock) -> dict[str, Term]:
-        """The terms ``dm`` and, where it has a weight, ``ce``; counts are 1: the paper sums over classes and networks."""
+        """The terms ``dm`` and, with a weight, ``ce``; their count is 1: the paper sums over classes and networks."""
         images, labels = self.student()
         self.fill(clock, images.device)
         key = (clock.seed, clock.step)
