@@ -148,8 +148,9 @@ class _Forgetful(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         loss, k, momentum = ctx.step
-        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        weights, velocity, rate, *inputs = leaves
+        # Labels that are class numbers have no gradient.
+        given = [x.detach().requires_grad_(x.is_floating_point()) for x in ctx.saved_tensors]
+        weights, velocity, rate, *inputs = given
         made = _step(loss, k, momentum, weights, velocity, rate, tuple(inputs))
-        below = torch.autograd.grad(made, leaves, above, allow_unused=True)
-        return None, None, None, *below
+        below = iter(torch.autograd.grad(made, [x for x in given if x.requires_grad], above, allow_unused=True))
+        return None, None, None, *(next(below) if x.requires_grad else None for x in given)
