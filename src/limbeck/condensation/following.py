@@ -44,7 +44,8 @@ class Following(RateLearning):
         keep: how much of the disk they may take; ``null`` holds them in memory.
         steps: on the student's images (N).
         ahead: epochs that the expert is ahead in the end (M).
-        starts: the expert's epochs that it starts after are those below this (T+).
+        starts: the expert's epochs that it starts after are those below this (T+); by default all that ``ahead`` more
+            follow.
         batch: the student's images in a step; by default all.
         momentum: of the descent on the student's images.
         targets_lr: learning rate of labels that learn, in that of the images; 0 keeps them.
@@ -52,6 +53,8 @@ class Following(RateLearning):
         augment: operations on the experts' images and on the student's; none where empty.
         clamp: keep the pixels within the range of real images after each step.
     """
+
+    fixed = ("expert_lr", "expert_momentum", "expert_decay")
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Following(RateLearning):
         keep: str | None = "10GB",
         steps: int = 20,
         ahead: int = 2,
-        starts: int = 20,
+        starts: int | None = None,
         batch: int | None = None,
         momentum: float = 0.0,
         targets_lr: float = 1.0,
@@ -75,10 +78,11 @@ class Following(RateLearning):
     ) -> None:
         super().__init__(net=net, augment=augment, clamp=clamp)
         name = type(self).__name__.lower()
-        if min(experts, expert_epochs, expert_batch, steps, ahead, starts, 1 if batch is None else batch) < 1:
+        self.latest = expert_epochs - ahead + 1 if starts is None else starts
+        if min(experts, expert_epochs, expert_batch, steps, ahead, 1 if batch is None else batch) < 1:
             raise UserError(f"{name}: numbers of experts, epochs, images and steps must be 1 or more")
-        if starts - 1 + ahead > expert_epochs:
-            last = f"starts - 1 + ahead = {starts - 1 + ahead}"
+        if self.latest < 1 or self.latest - 1 + ahead > expert_epochs:
+            last = f"starts - 1 + ahead = {max(self.latest, 1) - 1 + ahead}"
             raise UserError(f"{name}: the experts have {expert_epochs} epochs and {last} are needed")
         require_budget(keep)
         self.experts = experts
@@ -134,7 +138,7 @@ class Following(RateLearning):
     def segment(self, clock: Clock) -> tuple[int, int]:
         """The expert of a step, and the epoch that it starts after."""
         drawn = uniform(torch.zeros(1, dtype=torch.int64), (2,), (clock.seed, clock.step, "segment"))[0].tolist()
-        return int(drawn[0] * self.experts), int(drawn[1] * self.starts)
+        return int(drawn[0] * self.experts), int(drawn[1] * self.latest)
 
     def pulled(self) -> tuple[Tensor, Tensor]:
         """The student's images and labels; the gradient of labels that learn is scaled by ``targets_lr``."""
