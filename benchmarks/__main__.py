@@ -19,7 +19,15 @@ SETTINGS = {
 what the process did before: with its own rules one contender pays for pages that another one keeps, up to 15 % of a
 step."""
 
-NAMES = ("loop_overhead", "torchdistill_kd", "startup", "teacher_cache", "method_cost", "vocabulary_head")
+NAMES = (
+    "loop_overhead",
+    "torchdistill_kd",
+    "startup",
+    "teacher_cache",
+    "method_cost",
+    "vocabulary_head",
+    "expert_buffer",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

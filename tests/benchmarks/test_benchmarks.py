@@ -17,7 +17,16 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["loop_overhead", "startup", "teacher_cache", "torchdistill_kd", "method_cost", "vocabulary_head"]
+    "name",
+    [
+        "loop_overhead",
+        "startup",
+        "teacher_cache",
+        "torchdistill_kd",
+        "method_cost",
+        "vocabulary_head",
+        "expert_buffer",
+    ],
 )
 def test_each_benchmark_runs_and_writes_its_numbers_with_the_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

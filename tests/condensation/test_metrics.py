@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.condensation.metrics import fresh_networks, pictures, whole_data
+from limbeck.condensation.metrics import few_steps, fresh_networks, pictures, whole_data
 from limbeck.condensation.synthetic import SyntheticImages, valid_range
 from limbeck.data.base import DataSpec
 from limbeck.errors import UserError
@@ -127,3 +127,21 @@ def test_whole_data_is_trained_on_once(data, tmp_path, monkeypatch):
         whole_data(evaluation, **{**args, "epochs": 19})
     with pytest.raises(UserError, match="needs training data"):
         whole_data(Evaluation(model, spec=data.spec, source=data.test))
+
+
+def test_a_few_steps_are_taken_at_the_sets_own_rate_from_weights_that_may_be_known(data):
+    means = torch.stack([data.train.images[data.train.labels == c].mean(0) for c in range(3)])
+
+    def accuracy_of(rate, **args):
+        model = SyntheticImages(means, torch.arange(3), rate=rate)
+        evaluation = Evaluation(model, spec=data.spec, source=data.test, seed=args.pop("seed", 0))
+        return few_steps(evaluation, **{"net": SMALL[0], "epochs": 10, **args}).values
+
+    assert accuracy_of(0.1)["few_steps_accuracy"] > 0.9 > accuracy_of(1e-6)["few_steps_accuracy"]
+    assert accuracy_of(1e-6, lr=0.1) == accuracy_of(0.1)
+    assert accuracy_of(0.1, start="fixed")["few_steps_std"] == 0
+    untrained = [accuracy_of(1e-6, start="fixed", seed=seed)["few_steps_accuracy"] for seed in (3, 3, 4, 5, 6)]
+    assert untrained[0] == untrained[1]
+    assert len(set(untrained)) > 1
+    with pytest.raises(UserError, match="at least 1"):
+        accuracy_of(0.1, epochs=0)

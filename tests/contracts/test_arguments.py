@@ -76,14 +76,17 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     **{(m, a): {"method": {"outer": 5}} for m in ("dc", "dsa") for a in ("inner", "net_lr", "net_batch")},
     ("cafe", "outer_range"): {"method": {"watched": 2}},
     ("cafe", "query"): {"method": {"watched": 3, "inner_range": 0.1}},
+    ("dd", "steps"): {"student": {"per_class": 2}},
+    **{(m, "expert_epochs"): {"method": {"starts": None}} for m in ("mtt", "tesla", "ftd", "ast")},
+    **{(m, "targets_lr"): {"student": {"labels": "soft"}} for m in ("mtt", "tesla", "ftd", "ast")},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""
 OWN = "its own"
-ELSEWHERE = {("seq_kd", "length_penalty"), ("mose", "stage")}
+ELSEWHERE = {("seq_kd", "length_penalty"), ("mose", "stage")} | {(m, "checkpoint") for m in ("dd", "mtt", "ftd", "ast")}
 """Arguments that the benches cannot show, with tests of their own: texts that never end early, stages that learn from
-different data."""
+different data, memory that is saved and changes no number."""
 
 ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if has_others(p)]
 FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]

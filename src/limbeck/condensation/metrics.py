@@ -7,15 +7,18 @@ import json
 import statistics
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck import __version__
+from limbeck.condensation.few_steps import Inits, known_network, learnt
 from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
 from limbeck.condensation.relabel import learn
 from limbeck.condensation.synthetic import RealImages, SyntheticImages
+from limbeck.condensation.unroll import Flat
 from limbeck.data.base import DataSpec, for_page
 from limbeck.engine.checkpoint import write_json
 from limbeck.errors import UserError
@@ -168,6 +171,68 @@ def whole_data(
     return Scores(values)
 
 
+@register(
+    "metric",
+    task={"classification"},
+    better={"few_steps_accuracy": "higher", "few_steps_std": "lower"},
+    labels={
+        "few_steps_accuracy": ("Accuracy after a few plain steps", "%"),
+        "few_steps_std": ("Spread over first weights", "%"),
+    },
+)
+def few_steps(
+    evaluation: Evaluation,
+    *,
+    net: ModelBlock | None = None,
+    start: Inits = "random",
+    steps: int = 1,
+    epochs: int = 3,
+    networks: int = 5,
+    lr: float | None = None,
+) -> Scores:
+    """Let networks take a few plain steps on the model's images, as ``dd`` unrolls them, and test them.
+
+    The protocol of Wang et al. 2018 (arXiv 1811.10959): ``epochs`` passes of ``steps`` steps without momentum, decay or
+    augmentation, at the set's own rate.
+
+    Args:
+        evaluation: the images that are judged, and the test split.
+        net: what is trained; by default the papers' ConvNet of 128 channels.
+        start: ``fixed`` are the weights that a ``dd`` of this seed with ``inits: fixed`` learned the images for.
+        steps: shares that the images are dealt into.
+        epochs: passes over the images.
+        networks: how many random networks.
+        lr: learning rate; by default the set's own, or 0.01.
+
+    Raises:
+        UserError: the model is not a set of images with labels, or the test split has no labels.
+    """
+    if evaluation.spec is None or min(networks, steps, epochs) < 1:
+        raise UserError("few_steps needs a data block, and 'networks', 'steps' and 'epochs' at least 1")
+    images, labels = _condensed(evaluation.model)
+    test, truth = _test_set(evaluation)
+    block, offers = net or paper_convnet(evaluation.spec.shape), evaluation.spec.offers()
+    keys = [(evaluation.seed, "few steps", number) for number in range(1 if start == "fixed" else networks)]
+    device, found = images.device, []
+    for key in keys:
+        fixed = start == "fixed"
+        network = known_network(block, offers, evaluation.seed, device) if fixed else fresh_network(block, offers, key)
+        flat = Flat(network.to(device))
+        rate = torch.tensor(_rate(evaluation.model, lr), device=device)
+        regression = getattr(evaluation.model, "regression", False)
+        how: dict[str, Any] = {"steps": steps, "epochs": epochs, "regression": regression, "checkpoint": True}
+        end = learnt(flat, flat.weights(network), images, labels.detach(), rate, **how)
+        found.append(accuracy(partial(flat, end), test, truth, evaluation.batch_size))
+    values = {"few_steps_accuracy": statistics.fmean(found), "few_steps_std": statistics.pstdev(found)}
+    return Scores(values, pictures(images, labels, evaluation.spec))
+
+
+def _rate(model: nn.Module, lr: float | None) -> float:
+    """What is asked for, else the set's own rate, else the papers'."""
+    own = getattr(model, "rate", None)
+    return lr if lr is not None else LR if own is None else float(own)
+
+
 def pictures(images: Tensor, labels: Tensor, spec: DataSpec) -> dict[str, Any]:
     """The first images [N, C, H, W] of each class for a report, as lists: ``images`` and ``image_labels``.
 
@@ -199,9 +264,8 @@ def _learning(
             raise UserError(f"fresh_networks: the set has soft labels for {lessons.epochs} epochs, not {epochs}")
         own = replace(lessons, **given)  # type: ignore[arg-type]
         return lambda network, key: learn(network, own)
-    rate = getattr(model, "rate", None)
     settings: dict[str, Any] = {**form, "epochs": EPOCHS if epochs is None else epochs}
-    settings["lr"] = lr if lr is not None else LR if rate is None else float(rate)
+    settings["lr"] = _rate(model, lr)
     settings["regression"] = getattr(model, "regression", False)
     return lambda network, key: post_train(network, images, labels, key=key, **settings)
 

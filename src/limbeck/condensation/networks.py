@@ -156,7 +156,7 @@ def descend(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
+def accuracy(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch_size: int) -> float:
     """Share of images [N, ...] whose label [N] the network finds."""
     hits = [network(x).argmax(1) == y for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
     return torch.cat(hits).double().mean().item()
