@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.condensation.metrics import few_steps, fresh_networks, pictures, whole_data
+from limbeck.condensation.metrics import few_steps, fresh_networks, kernel_ridge, pictures, whole_data
 from limbeck.condensation.synthetic import SyntheticImages, valid_range
 from limbeck.data.base import DataSpec
 from limbeck.errors import UserError
@@ -145,3 +145,14 @@ def test_a_few_steps_are_taken_at_the_sets_own_rate_from_weights_that_may_be_kno
     assert len(set(untrained)) > 1
     with pytest.raises(UserError, match="at least 1"):
         accuracy_of(0.1, epochs=0)
+
+
+def test_kernel_ridge_tells_images_by_those_of_the_set(data):
+    def accuracy_of(images, **form):
+        model = SyntheticImages(images, torch.arange(3).repeat_interleave(len(images) // 3), **form)
+        return kernel_ridge(Evaluation(model, spec=data.spec, source=data.test)).values["ridge_accuracy"]
+
+    means = torch.stack([data.train.images[data.train.labels == c].mean(0) for c in range(3)])
+    assert accuracy_of(means) > 0.9
+    turned = torch.eye(3)[[1, 2, 0]] - 1 / 3
+    assert accuracy_of(means, targets=turned, regression=True) < 0.1

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from limbeck import __version__
 from limbeck.condensation.few_steps import Inits, known_network, learnt
+from limbeck.condensation.kernels import mlp_kernel, ridge_weights
 from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
 from limbeck.condensation.relabel import learn
-from limbeck.condensation.synthetic import RealImages, SyntheticImages
+from limbeck.condensation.synthetic import RealImages, SyntheticImages, first_targets
 from limbeck.condensation.unroll import Flat
 from limbeck.data.base import DataSpec, for_page
 from limbeck.engine.checkpoint import write_json
@@ -225,6 +226,41 @@ def few_steps(
         found.append(accuracy(partial(flat, end), test, truth, evaluation.batch_size))
     values = {"few_steps_accuracy": statistics.fmean(found), "few_steps_std": statistics.pstdev(found)}
     return Scores(values, pictures(images, labels, evaluation.spec))
+
+
+@register(
+    "metric",
+    task={"classification"},
+    better={"ridge_accuracy": "higher"},
+    labels={"ridge_accuracy": ("Accuracy of kernel ridge regression", "%")},
+)
+def kernel_ridge(
+    evaluation: Evaluation,
+    *,
+    kernel: Literal["ntk", "nngp"] = "ntk",
+    depth: int = 2,
+    bias: float = 0.1,
+    strength: float = 1e-6,
+) -> Scores:
+    """Tell test images by kernel ridge regression from the set, with the kernel of an infinitely wide perceptron.
+
+    It is what ``kip`` learns the images for; no network is trained (Nguyen et al. 2021, arXiv 2011.00050).
+
+    Args:
+        evaluation: the images that are judged, and the test split.
+        kernel, depth, bias, strength: as in method ``kip``.
+
+    Raises:
+        UserError: the model is not a set of images with labels, or the test split has no labels.
+    """
+    images, labels = _condensed(evaluation.model)
+    test, truth = _test_set(evaluation)
+    targets = first_targets(labels, int(labels.max()) + 1, centred=True) if labels.dim() == 1 else labels.detach()
+    k_ss = mlp_kernel(images, images, depth=depth, bias=bias, kind=kernel)
+    weights = ridge_weights(k_ss, targets, strength)
+    pieces = (mlp_kernel(x, images, depth=depth, bias=bias, kind=kernel) for x in test.split(1024))
+    hits = torch.cat([(piece.double() @ weights).argmax(1) for piece in pieces]) == truth
+    return Scores({"ridge_accuracy": hits.double().mean().item()})
 
 
 def _rate(model: nn.Module, lr: float | None) -> float:

@@ -93,6 +93,11 @@ class SyntheticImages(nn.Module):
         labels = self.labels if self.targets is None else self.targets
         return images, labels.repeat_interleave(self.expansion, 0)
 
+    @property
+    def decoded_labels(self) -> Tensor:
+        """The class of each image to train on, int64."""
+        return self.labels.repeat_interleave(self.expansion, 0)
+
     def lessons(self) -> Lessons | None:
         """How the set asks to be learnt; None where it is for whoever learns it to say."""
         return None

@@ -90,9 +90,10 @@ class CNN(Classifier):
 class ConvNet(Classifier):
     """ConvNet-D of the data-set condensation papers (Gidaris and Komodakis 2018; Zhao et al. 2021, arXiv 2006.05929).
 
-    ``depth`` stages of conv3x3 - norm - ReLU - average-pool, all of ``width`` channels, then one linear layer on the
-    flattened map. Images of 28 pixels are padded to 32 by the first convolution, as there. ``instance`` is affine
-    instance norm without running statistics: each image is normalised alone, in training and evaluation mode alike.
+    ``depth`` stages of conv3x3 - norm - ReLU - average-pool, all of ``width`` channels (with ``double`` each of twice
+    as many as the one before, as in FRePo), then one linear layer on the flattened map. Images of 28 pixels are padded
+    to 32 by the first convolution, as there. ``instance`` is affine instance norm without running statistics: each
+    image is normalised alone, in training and evaluation mode alike.
 
     Raises:
         UserError: the image is too small for the depth.
@@ -107,15 +108,16 @@ class ConvNet(Classifier):
         width: int = 128,
         depth: int = 3,
         norm: Literal["instance", "batch", "none"] = "instance",
+        double: bool = False,
     ) -> None:
         super().__init__()
         side = 32 if image_size == 28 else image_size
         _check_depth("convnet", side, depth)
-        channels = [in_channels, *[width] * depth]
+        channels = [in_channels, *(width * 2**i if double else width for i in range(depth))]
         padding = [1 + (side - image_size) // 2, *[1] * (depth - 1)]
-        stages = [self._stage(a, width, norm, p) for a, p in zip(channels[:-1], padding, strict=True)]
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(width * (side // 2**depth) ** 2, classes)
+        sizes = zip(channels[:-1], channels[1:], padding, strict=True)
+        self.stages = nn.Sequential(*[self._stage(a, b, norm, p) for a, b, p in sizes])
+        self.head = nn.Linear(channels[-1] * (side // 2**depth) ** 2, classes)
 
     @staticmethod
     def _stage(inputs: int, outputs: int, norm: str, padding: int) -> nn.Sequential:
