@@ -26,7 +26,8 @@ def synthetic_images(
     *,
     per_class: int = 1,
     init: Literal["noise", "real", "mean"] = "real",
-    labels: Literal["hard", "soft", "regression"] = "hard",
+    labels: Literal["hard", "soft", "regression", "features"] = "hard",
+    dim: int | None = None,
     tiles: int = 1,
     mirror: bool = False,
     rate: float | None = None,
@@ -41,7 +42,9 @@ def synthetic_images(
         per_class: images per class (IPC).
         init: ``real`` random training images, ``mean`` means of random shares of each class, or ``noise``.
         labels: ``hard`` are fixed classes. ``soft`` are numbers that learn, from one-hot on, and that networks learn by
-            cross-entropy; ``regression`` likewise, from one-hot less 1 / classes on and by squared error.
+            cross-entropy; ``regression`` likewise, from one-hot less 1 / classes on and by squared error. ``features``
+            are a teacher's of the images, which learn likewise (``krr_st``).
+        dim: of these features.
         tiles: each image is a mosaic of ``tiles`` x ``tiles`` small ones, which are enlarged to train on.
         mirror: each image goes with its mirror image.
         rate: the learning rate that networks learn the images with, where the method learns it; its first value.
@@ -52,8 +55,8 @@ def synthetic_images(
         seed: of the first images; by default from torch's generator, which the run seeds.
 
     Raises:
-        UserError: ``per_class`` is below 1, ``tiles`` does not divide the image, the rate is not above 0, the data has
-            no training split to start from, or a class is too small.
+        UserError: ``per_class`` is below 1, ``tiles`` does not divide the image, the rate is not above 0, there is no
+            ``dim`` for features, the data has no training split to start from, or a class is too small.
     """
     if per_class < 1:
         raise UserError(f"synthetic_images: per_class must be at least 1, not {per_class}")
@@ -61,10 +64,14 @@ def synthetic_images(
         raise UserError(f"synthetic_images: images of {tuple(shape[1:])} pixels cannot be cut into {tiles} x {tiles}")
     if rate is not None and rate <= 0:
         raise UserError(f"synthetic_images: rate must be above 0, not {rate:g}")
+    if (labels == "features") != (dim is not None):
+        raise UserError("synthetic_images: dim is how many features the teacher has, and goes with labels: features")
     of_images = torch.arange(classes).repeat_interleave(per_class)
     targets = None if labels == "hard" else first_targets(of_images, classes, centred=labels == "regression")
+    if dim is not None:
+        targets = torch.zeros(len(of_images), dim)
     form: dict[str, Any] = {"tiles": tiles, "mirror": mirror, "rate": rate, "targets": targets}
-    form["regression"] = labels == "regression"
+    form["regression"] = labels in ("regression", "features")
     if data is None:
         return SyntheticImages(torch.zeros(len(of_images), *shape), of_images, **form)
     images, seed = starting_images(per_class, init, data, shape, classes, seed, tiles)

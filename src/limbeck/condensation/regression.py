@@ -46,7 +46,8 @@ class RegressionMethod(MatchingMethod):
         """
         super().setup(parts)
         student = image_set(parts.student)
-        if student.targets is None or not student.regression:
+        known = student.targets is not None and student.regression
+        if not known or student.targets.shape[1] != self.real.classes:  # type: ignore[union-attr]
             name = type(self).__name__.lower()
             raise UserError(f"{name} predicts numbers, one for each class: student.labels must be regression")
 

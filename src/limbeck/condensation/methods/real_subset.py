@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from limbeck.condensation.features import features_as_targets
 from limbeck.condensation.selection import herding, k_center, k_means
 from limbeck.condensation.synthetic import RealImages, first_images, image_set, relabel_by, tiled
 from limbeck.engine.method import Batch, Clock, Method, Parts, Update
@@ -22,7 +23,8 @@ class RealSubset(Method):
     ``random`` with the student's ``init: real`` keeps its first images, which are those a condensation arm with the
     same seed starts from. ``herding`` (Welling 2009), ``k_center`` (Sener and Savarese 2018) and ``k_means`` (nearest
     to each cluster's centre) compare pixels, or the teacher's features where the recipe names a teacher that has them.
-    ``mean`` averages random shares of each class. A set that stores soft labels gets those of the teachers.
+    ``mean`` averages random shares of each class. A set that stores soft labels gets those of the teachers, and one
+    whose targets are features the teacher's.
 
     Args:
         selection: how the images are chosen.
@@ -48,6 +50,8 @@ class RealSubset(Method):
         real.require(count)
         student.replace_(tiled(self.choose(real, count, student.seed), student.tiles).to(student.images.device))
         relabel_by(student, self.teachers)
+        if student.targets is not None and student.targets.shape[1] != real.classes:
+            features_as_targets(student, self.teachers)
 
     def choose(self, real: RealImages, per_class: int, seed: int) -> Tensor:
         """The chosen images, [classes * per_class, ...], sorted by class."""
