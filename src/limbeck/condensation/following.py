@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Following(RateLearning):
         clamp: keep the pixels within the range of real images after each step.
     """
 
-    fixed = ("expert_lr", "expert_momentum", "expert_decay")
+    fixed: ClassVar[tuple[str, ...]] = ("expert_lr", "expert_momentum", "expert_decay")
 
     def __init__(
         self,
