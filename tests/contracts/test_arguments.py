@@ -75,6 +75,7 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("gold", "teacher_share"): {"teacher": {"data": None}},
     **{(m, a): {"method": {"outer": 5}} for m in ("dc", "dsa") for a in ("inner", "net_lr", "net_batch")},
     ("dd", "steps"): {"student": {"per_class": 2}},
+    ("dd", "networks"): {"method": {"inits": "random"}},
     **{(m, "expert_epochs"): {"method": {"starts": None}} for m in ("mtt", "tesla", "ftd", "ast")},
     **{(m, "targets_lr"): {"student": {"labels": "soft"}} for m in ("mtt", "tesla", "ftd", "ast")},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
