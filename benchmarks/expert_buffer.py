@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Report, Row, now
-from limbeck.condensation.experts import Course, trajectories
+from limbeck.condensation.experts import Course, stacks_well, trajectories
 from limbeck.condensation.networks import fresh_network
 from limbeck.condensation.synthetic import RealImages
 from limbeck.condensation.unroll import Flat
 from limbeck.registry import Block
 
 ABOUT = "a step of an expert: stacked, one after the other, and in a plain loop of torch"
-EXPERTS, BATCH, GOAL = 10, 64, 1.15
+EXPERTS, BATCH, GOAL = 10, 64, 1.1
 NETS = {
     "mlp 64, 8x8": (Block("mlp", {"hidden": 64}), 1, 8),
     "convnet 16, 8x8": (Block("convnet", {"width": 16, "depth": 2}), 1, 8),
@@ -26,17 +26,17 @@ def run(*, quick: bool = False) -> Report:
     rounds, steps = (2, 1) if quick else (5, 4)
     rows: list[Row] = []
     for name, (block, channels, side) in list(NETS.items())[:2] if quick else NETS.items():
-        times = _times(block, channels, side, rounds, steps)
+        times, chosen = _times(block, channels, side, rounds, steps)
         rows += [
-            Row.ratio(f"{name}: stacked / one after the other", times["stacked"], times["alone"]),
-            Row.ratio(f"{name}: one after the other / plain loop", times["alone"], times["plain"], GOAL),
+            Row.ratio(f"{name}: {chosen}, as chosen / plain", times[chosen], times["plain"], GOAL),
+            Row.ratio(f"{name}: stacked / alone", times["stacked"], times["alone"]),
             *(Row.of(f"{name}: {way}", seconds, "s") for way, seconds in times.items()),
         ]
-    notes = ["seconds of processor time a step of an expert, ten experts, batch 64, one thread"]
+    notes = ["processor time of a step of an expert, ten experts, batch 64, one thread; alone is one after the other"]
     return Report("expert_buffer", ABOUT, rows, notes)
 
 
-def _times(block: Block, channels: int, side: int, rounds: int, steps: int) -> dict[str, list[float]]:
+def _times(block: Block, channels: int, side: int, rounds: int, steps: int) -> tuple[dict[str, list[float]], str]:
     shape = (channels, side, side)
     offers = {"shape": shape, "in_channels": channels, "image_size": side, "classes": 10, "in_features": side**2}
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +58,7 @@ def _times(block: Block, channels: int, side: int, rounds: int, steps: int) -> d
                 trajectories(flat, starts, real, course, list(keys), until=1, stacked=way == "stacked")
             if number:
                 seconds.append((now() - began).cpu / (steps * EXPERTS))
-    return times
+    return times, "stacked" if stacks_well(nets[0], torch.device("cpu")) else "alone"
 
 
 def _plain(nets: list[torch.nn.Module], real: RealImages, steps: int) -> None:

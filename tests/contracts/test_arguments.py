@@ -77,6 +77,7 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("cafe", "outer_range"): {"method": {"watched": 2}},
     ("cafe", "query"): {"method": {"watched": 3, "inner_range": 0.1}},
     ("dd", "steps"): {"student": {"per_class": 2}},
+    ("dd", "networks"): {"method": {"inits": "random"}},
     **{(m, "expert_epochs"): {"method": {"starts": None}} for m in ("mtt", "tesla", "ftd", "ast")},
     **{(m, "targets_lr"): {"student": {"labels": "soft"}} for m in ("mtt", "tesla", "ftd", "ast")},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},

@@ -105,8 +105,8 @@ def trajectories(
 def stacks_well(network: nn.Module, device: torch.device) -> bool:
     """Whether networks of a kind train faster stacked: on a processor not if they convolve.
 
-    There a convolution of many networks' weights is one of as many groups, which takes two to three times as long as
-    one after the other; matrix products gain (``benchmarks/expert_buffer.py``).
+    There a convolution of many networks' weights is one of as many groups, which gains little where images are tiny and
+    loses where they are not; matrix products gain a third (``benchmarks/expert_buffer.py``).
     """
     return device.type != "cpu" or not any(isinstance(m, nn.modules.conv._ConvNd) for m in network.modules())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,6 @@ from limbeck.condensation.networks import fresh_network
 from limbeck.condensation.rates import lesson
 from limbeck.condensation.unroll import Flat, unroll
 from limbeck.registry import Block
-
-Inits = Literal["fixed", "random"]
 
 
 def share(count: int, steps: int, number: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import __version__
-from limbeck.condensation.few_steps import Inits, known_network, learnt
+from limbeck.condensation.few_steps import known_network, learnt
 from limbeck.condensation.kernels import mlp_kernel, ridge_weights
 from limbeck.condensation.networks import accuracy, fresh_network, paper_convnet, post_train
 from limbeck.condensation.relabel import learn
@@ -185,7 +185,7 @@ def few_steps(
     evaluation: Evaluation,
     *,
     net: ModelBlock | None = None,
-    start: Inits = "random",
+    start: Literal["fixed", "random"] = "random",
     steps: int = 1,
     epochs: int = 3,
     networks: int = 5,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
-from limbeck.condensation.few_steps import Inits, known_network, learnt
+from limbeck.condensation.few_steps import known_network, learnt
 from limbeck.condensation.networks import paper_convnet
 from limbeck.condensation.rates import RateLearning
 from limbeck.condensation.synthetic import image_set
@@ -39,7 +41,7 @@ class DD(RateLearning):
     def __init__(
         self,
         *,
-        inits: Inits = "random",
+        inits: Literal["fixed", "random"] = "random",
         steps: int = 1,
         epochs: int = 3,
         networks: int = 1,
