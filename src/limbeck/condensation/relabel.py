@@ -94,13 +94,21 @@ class Views:
         return Sight(sight.places, mixed, sight.rows, sight.rows[partner], share)
 
 
-def random_crop(images: Tensor, least: float, key: Hashable, *, flip: bool = True, most: float = 1.0) -> Tensor:
+def random_crop(
+    images: Tensor,
+    least: float,
+    key: Hashable,
+    *,
+    flip: bool = True,
+    most: float = 1.0,
+    ids: Tensor | None = None,
+) -> Tensor:
     """A crop of each image [B, C, H, W], enlarged to its size (bilinear), half of them mirrored; differentiable.
 
     The area's share is uniform in [``least``, ``most``], the logarithm of the aspect in +- log 4/3 as far as the image
-    is wide and high enough, and the place uniform.
+    is wide and high enough, and the place uniform. Images with the same of the ``ids`` (int64 [B]) are cropped alike.
     """
-    draws = uniform(torch.arange(len(images)), (5,), (key, "crop"))
+    draws = uniform(torch.arange(len(images)) if ids is None else ids, (5,), (key, "crop"))
     area = least + (most - least) * draws[:, 0]
     # A crop no wider and no higher than the image has sqrt(aspect) within sqrt(area) and its inverse.
     bound = torch.minimum(torch.full_like(area, math.log(ASPECT)), -torch.log(area)).clamp(min=0)
