@@ -185,4 +185,3 @@ def slotted(images: Tensor, classes: int) -> Tensor:
 def real_images(parts: Parts) -> RealImages:
     """A run's training images."""
     return RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
-
