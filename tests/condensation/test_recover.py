@@ -36,7 +36,7 @@ def by_hand(module, x, labels, first_layer):
 def test_the_loss_and_its_gradient_are_the_formulas_in_float64(data, batch_classes):
     method = set_up(DecoupledMethod(**PLAIN, first_layer=7.0, bn_weight=0.3, batch_classes=batch_classes), data)
     found = loss_of(method, Clock(0, 5))
-    (found["ce"] + 0.3 * found["bn"]).backward()
+    (found["class"] + 0.3 * found["bn"]).backward()
     module = copy.deepcopy(method.teacher.module).double()
     images = method.student.images.detach().double().requires_grad_()
     ce = bn = torch.zeros((), dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_the_loss_and_its_gradient_are_the_formulas_in_float64(data, batch_class
         for part in torch.arange(3).split(batch_classes):
             one, two = by_hand(module, rows[part], labels[part], 7.0)
             ce, bn = ce + one, bn + two
-    assert found["ce"].item() == pytest.approx(ce.item(), rel=1e-4)
+    assert found["class"].item() == pytest.approx(ce.item(), rel=1e-4)
     assert found["bn"].item() == pytest.approx(bn.item(), rel=1e-4)
     (gradient,) = torch.autograd.grad(ce + 0.3 * bn, images)
     assert torch.allclose(method.student.images.grad.double(), gradient, rtol=1e-3, atol=1e-5)
@@ -98,7 +98,7 @@ def test_votes_are_weighted(data):
     alone = [loss_of(set_up(DecoupledMethod(**PLAIN), data, a=t), Clock(0, 1)) for t in (first, second)]
     for name, value in loss_of(method, Clock(0, 1)).items():
         assert value.item() == pytest.approx(sum(float(a[name].detach()) for a in alone) / 2, rel=1e-4)
-    method.voters = lambda slots, clock: [Voter(first, [1.0, 0.0]), Voter(second, [0.0, 2.0])]
+    method.votes = lambda slots, clock: [Voter(first, [1.0, 0.0]), Voter(second, [0.0, 2.0])]
     images, labels = method.slots()
     wanted = method.look(first, images[:1], labels)[0] + 2 * method.look(second, images[1:], labels)[0]
     assert torch.allclose(torch.stack([*loss_of(method, Clock(0, 1)).values()]), wanted, rtol=1e-4)

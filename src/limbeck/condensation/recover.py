@@ -103,24 +103,24 @@ class DecoupledMethod(Method):
         yield Update("student", partial(self.terms, clock))
 
     def terms(self, clock: Clock) -> dict[str, Term]:
-        """The terms ``ce`` and ``bn``, added up over slots."""
+        """The terms ``class`` and ``bn``, added up over slots."""
         images, labels = self.slots()
         seen = self.seen(images, clock)
         losses: list[Tensor] = []
-        for voter in self.voters(len(images), clock):
+        for voter in self.votes(len(images), clock):
             heard = [slot for slot, weight in enumerate(voter.weights) if weight]
             if heard:
                 weights = seen.new_tensor([voter.weights[slot] for slot in heard])
                 losses.append((weights[:, None] * self.look(voter.teacher, seen[heard], labels)).sum(0))
         ce, bn = torch.stack(losses).sum(0)
-        return {"ce": Term(ce, 1, unit="sets"), "bn": Term(bn, 1, self.bn_weight, unit="sets")}
+        return {"class": Term(ce, 1, unit="sets"), "bn": Term(bn, 1, self.bn_weight, unit="sets")}
 
     def slots(self) -> tuple[Tensor, Tensor]:
         """Images [slots, classes, ...] and the labels [classes] of each slot."""
         images, labels = self.student()
         return slotted(images, self.images.classes), labels[:: len(labels) // self.images.classes]
 
-    def voters(self, slots: int, clock: Clock) -> list[Voter]:
+    def votes(self, slots: int, clock: Clock) -> list[Voter]:
         """Whose loss counts, with its weight on each slot: all teachers alike."""
         return [Voter(teacher, [1 / len(self.teachers)] * slots) for teacher in self.teachers.values()]
 

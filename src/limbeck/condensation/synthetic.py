@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -9,12 +10,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from limbeck.condensation.relabel import Lessons, Views, relabelled
 from limbeck.data.base import DataSpec, Source
 from limbeck.engine.noise import normal, uniform
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
+from limbeck.models.forward import forward
 
 OF_LABELS = frozenset(("labels", "targets", "soft", "sight_seed"))
 """What a set stores that says what its images show."""
@@ -199,8 +202,21 @@ class RelabelledImages(SyntheticImages):
         )
 
 
-def relabel_by(student: SyntheticImages, teachers: Mapping[str, Teacher]) -> None:
+def relabel_by(
+    student: SyntheticImages,
+    teachers: Mapping[str, Teacher],
+    weights: Sequence[float] | None = None,
+    *,
+    batch_parts: int = 0,
+) -> None:
     """Store the mean logits of the teachers in a set that stores soft labels; any other set stays as it is.
+
+    Args:
+        student: the set.
+        teachers: by role.
+        weights: of the teachers; by default all alike, together 1.
+        batch_parts: into how many parts a batch is cut, each of which batch normalisation takes its statistics from
+            (CV-DD; arXiv 2501.07575); 0 for those that it remembers. What it remembers stays as it is either way.
 
     Raises:
         UserError: there is no teacher.
@@ -211,7 +227,31 @@ def relabel_by(student: SyntheticImages, teachers: Mapping[str, Teacher]) -> Non
         raise UserError("soft labels are a teacher's: name a teacher, or take a student like synthetic_images")
     for teacher in teachers.values():
         teacher.module.to(student.images.device)
-    student.relabel_(lambda x: torch.stack([t.compute({"input": x}).logits for t in teachers.values()]).mean(0))
+    shares = [1 / len(teachers)] * len(teachers) if weights is None else weights
+    asked = [batch_labeller(t, batch_parts) if batch_parts else labeller(t) for t in teachers.values()]
+    student.relabel_(lambda x: torch.stack([w * ask(x) for w, ask in zip(shares, asked, strict=True)]).sum(0))
+
+
+def labeller(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """From images [B, C, H, W] to a teacher's logits [B, K]."""
+    return lambda x: teacher.compute({"input": x}).logits
+
+
+def batch_labeller(teacher: Teacher, parts: int) -> Callable[[Tensor], Tensor]:
+    """As :func:`labeller`, with batch normalisation by each of ``parts`` parts of the batch, on a copy of the teacher.
+
+    A part of one image is normalised with another part.
+    """
+    module = copy.deepcopy(teacher.module)
+    for norm in (m for m in module.modules() if isinstance(m, _BatchNorm)):
+        norm.train()
+
+    def label(images: Tensor) -> Tensor:
+        pieces = images.chunk(max(1, min(parts, len(images) // 2)))
+        with torch.no_grad(), teacher.context():
+            return torch.cat([forward(module, {"input": piece}).logits for piece in pieces])
+
+    return label
 
 
 def untiled(images: Tensor, tiles: int) -> Tensor:
