@@ -191,6 +191,12 @@ def learn(network: nn.Module, lessons: Lessons) -> nn.Module:
     return network.eval()
 
 
+def mixed_classes(labels: Tensor, classes: int, sight: Sight) -> Tensor:
+    """The hard labels [N] of a sight's images, mixed as these are: probabilities [B, classes]."""
+    own, other = (F.one_hot(labels[rows], classes).float() for rows in (sight.rows, sight.partners))
+    return sight.share * own + (1 - sight.share) * other
+
+
 @torch.no_grad()
 def relabelled(images: Tensor, views: Views, epochs: int, label: Callable[[Tensor], Tensor]) -> Tensor:
     """Logits of every sight, float16 [epochs, N, K], in the order in which it is seen.
