@@ -70,6 +70,14 @@ def test_crops_lie_inside_and_have_the_area_asked_for():
     assert (spans[0] / spans[1]).log().abs().max() > 0.2
 
 
+def test_images_that_go_together_are_cropped_alike():
+    ids = torch.tensor([0, 1, 0, 1, 2])
+    seen = random_crop(IMAGES[:1].expand(5, -1, -1, -1), 0.3, "key", ids=ids)
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(random_crop(IMAGES, 0.3, "key", ids=torch.arange(10)), random_crop(IMAGES, 0.3, "key"))
+
+
 def test_a_crop_passes_gradient_to_the_pixels():
     leaf = IMAGES.clone().requires_grad_()
     random_crop(leaf, 0.3, "key").square().sum().backward()

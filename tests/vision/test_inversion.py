@@ -18,7 +18,6 @@ from limbeck.vision.inversion.bank import Bank
 from limbeck.vision.inversion.base import held
 from limbeck.vision.inversion.generator import ImageGenerator, MetaGenerator, put, start_afresh
 from limbeck.vision.inversion.rounds import Least, descend
-from limbeck.vision.inversion.statistics import Statistics, mixed, norms_of
 from limbeck.vision.inversion.views import Scale, resized, rolled, shifted
 from toolkit import IMAGES, image_net
 
@@ -183,49 +182,6 @@ def test_gradients_pass_through_views() -> None:
     fill = SCALE.black.double()
     assert torch.autograd.gradcheck(lambda v: shifted(v, draws[:, :3], padding=1, flip=True, fill=fill), (x,))
     assert torch.autograd.gradcheck(lambda v: resized(v, draws, smallest=0.3, flip=True), (x,))
-
-
-# -- statistics --------------------------------------------------------------------------------------------------------
-
-
-def test_statistics_are_those_of_what_the_norms_are_handed() -> None:
-    net = image_net(3).double().eval()
-    net.stages[0][1].running_mean.normal_()
-    x = torch.randn(5, 1, 8, 8, dtype=torch.float64, requires_grad=True)
-    with Statistics(net) as statistics:
-        net(x)
-        moments, distances, embedding = statistics.moments(), statistics.distances(), statistics.embedding()
-    first = net.stages[0][0](x)
-    second = net.stages[1][0](net.stages[0](x))
-    for i, (value, norm) in enumerate([(first, net.stages[0][1]), (second, net.stages[1][1])]):
-        columns = [value[:, c].flatten() for c in range(value.shape[1])]
-        mean = torch.stack([sum(c) / len(c) for c in columns])
-        variance = torch.stack([sum((c - m) ** 2) / len(c) for c, m in zip(columns, mean, strict=True)])
-        torch.testing.assert_close(moments[i][0], mean)
-        torch.testing.assert_close(moments[i][1], variance)
-        wanted = (mean - norm.running_mean).square().sum().sqrt() + (variance - norm.running_var).square().sum().sqrt()
-        torch.testing.assert_close(distances[i], wanted)
-    torch.testing.assert_close(embedding, torch.cat([first.mean((2, 3)), second.mean((2, 3))], 1))
-    (gradient,) = torch.autograd.grad(distances.sum(), x)
-    assert gradient.abs().sum() > 0
-    assert not any(m._forward_pre_hooks for m in net.modules())
-
-
-def test_norms_of_vectors_count_and_those_without_memory_do_not() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False)).eval()
-    assert norms_of(net) == [net[1]]
-    x = torch.randn(6, 3)
-    with Statistics(net) as statistics:
-        net(x)
-        torch.testing.assert_close(statistics.moments()[0][1], net[0](x).var(0, unbiased=False))
-        torch.testing.assert_close(statistics.embedding(), net[0](x))
-
-
-def test_mixed_moments_are_weighted_means() -> None:
-    new = [(torch.tensor([2.0]), torch.tensor([4.0]))]
-    assert mixed(None, new, 0.9) is new
-    (mean, variance), *_ = mixed([(torch.tensor([1.0]), torch.tensor([0.0]))], new, 0.9)
-    assert (mean.item(), variance.item()) == pytest.approx((1.1, 0.4))
 
 
 # -- generator, bank, inner steps --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.condensation.relabel import Views
 from limbeck.condensation.synthetic import (
+    CompensatedImages,
     RealImages,
     RelabelledImages,
     SyntheticImages,
@@ -83,6 +84,7 @@ def relabelled_images(
     *,
     per_class: int = 10,
     init: Literal["noise", "real", "mean"] = "noise",
+    labels: Literal["stored", "mixed"] = "stored",
     tiles: int = 1,
     epochs: int = 300,
     batch_size: int = 100,
@@ -105,6 +107,7 @@ def relabelled_images(
     Args:
         per_class: images per class (IPC).
         init: as for ``synthetic_images``.
+        labels: ``stored`` soft ones, or hard ones, ``mixed`` as the images are, which take no space.
         tiles: as for ``synthetic_images``.
         epochs: for which labels are stored.
         batch_size: images that are labelled and learnt together.
@@ -129,15 +132,83 @@ def relabelled_images(
         )
     if tiles < 1 or any(side % tiles for side in shape[1:]):
         raise UserError(f"relabelled_images: images of {tuple(shape[1:])} pixels cannot be cut into {tiles} x {tiles}")
-    labels = torch.arange(classes).repeat_interleave(per_class)
+    of_images = torch.arange(classes).repeat_interleave(per_class)
     form: dict[str, Any] = {"epochs": epochs, "classes": classes, "tiles": tiles, "temperature": temperature}
-    form |= {"lr": lr, "smooth": smooth}
-    images, limits = torch.zeros(len(labels), *shape), None
+    form |= {"lr": lr, "smooth": smooth, "stored": labels == "stored"}
+    images, limits = torch.zeros(len(of_images), *shape), None
     if data is not None:
         images, seed = starting_images(per_class, init, data, shape, classes, seed, tiles)
         limits = valid_range(data.spec)
     views = Views(seed or 0, batch_size, crop, flip, mix)
-    return RelabelledImages(images, labels, limits, seed or 0, views=views, **form)
+    return RelabelledImages(images, of_images, limits, seed or 0, views=views, **form)
+
+
+@register("model", gives={"images"}, data_is_student=True)
+def compensated_images(
+    *,
+    per_class: int = 10,
+    networks: int = 2,
+    labels: Literal["mixed", "stored"] = "mixed",
+    epochs: int = 300,
+    batch_size: int = 100,
+    crop: float = 0.08,
+    flip: bool = True,
+    mix: Literal["none", "cutmix", "mixup"] = "mixup",
+    temperature: float = 30.0,
+    lr: float = 1e-3,
+    smooth: float = 1.0,
+    data: Any = None,
+    classes: int,
+    shape: tuple[int, ...],
+    seed: int | None = None,
+) -> CompensatedImages:
+    """Random real images with patterns that all classes share, in the space of ``per_class`` images a class.
+
+    A pattern takes the space of 1 / classes of an image of each class, so that with M networks there is room for
+    ``per_class / (M / classes + 1)`` real images of each class, rounded down, and as many patterns of each network
+    (INFER; Du et al., ICLR 2025, arXiv 2408.06927). The set is learnt as ``relabelled_images`` are.
+
+    Args:
+        per_class: images per class (IPC) whose space may be taken.
+        networks: M, teachers that the patterns come from.
+        labels: ``mixed`` hard labels, which take no space, or ``stored`` soft ones of all teachers for every sight.
+        epochs: that it is learnt for.
+        batch_size: images that are learnt together.
+        crop: least share of an image's area that is shown; 1 shows whole images.
+        flip: mirror half of the images. Not for digits and text.
+        mix: what images of a batch are mixed by.
+        temperature: of both sides of the divergence from stored labels.
+        lr: of networks that learn the set.
+        smooth: as for ``relabelled_images``.
+        data: as for ``synthetic_images``.
+        classes: number of classes.
+        shape: of one image.
+        seed: of the real images and of the sights; by default from torch's generator, which the run seeds.
+
+    Raises:
+        UserError: a number is out of range, there is no room for an image, the data has no training split, or a class
+            is too small.
+    """
+    if networks < 1 or epochs < 1 or batch_size < 1 or not 0 < crop <= 1 or min(temperature, lr, smooth) <= 0:
+        raise UserError(
+            "compensated_images: networks, epochs and batch_size are at least 1, crop is a share of the area, and "
+            "temperature, lr and smooth are above 0"
+        )
+    bases = per_class * classes // (networks + classes)
+    if bases < 1:
+        raise UserError(
+            f"compensated_images: {per_class} images a class have no room for one with {networks} patterns; "
+            "raise per_class"
+        )
+    of_images = torch.arange(classes).repeat_interleave(bases)
+    images, limits = torch.zeros(len(of_images), *shape), None
+    if data is not None:
+        images, seed = starting_images(bases, "real", data, shape, classes, seed, 1)
+        limits = valid_range(data.spec)
+    views = Views(seed or 0, batch_size, crop, flip, mix)
+    form: dict[str, Any] = {"networks": networks, "stored": labels == "stored", "classes": classes}
+    form |= {"epochs": epochs, "temperature": temperature, "lr": lr, "smooth": smooth}
+    return CompensatedImages(images, of_images, limits, seed or 0, views=views, **form)
 
 
 def starting_images(

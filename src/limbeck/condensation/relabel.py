@@ -102,13 +102,21 @@ def cut_mixed(images: Tensor, key: Hashable) -> tuple[Tensor, Tensor, float]:
     return mixed, partner, 1 - (bottom - top) * (right - left) / mixed[0, 0].numel()
 
 
-def random_crop(images: Tensor, least: float, key: Hashable, *, flip: bool = True, most: float = 1.0) -> Tensor:
+def random_crop(
+    images: Tensor,
+    least: float,
+    key: Hashable,
+    *,
+    flip: bool = True,
+    most: float = 1.0,
+    ids: Tensor | None = None,
+) -> Tensor:
     """A crop of each image [B, C, H, W], enlarged to its size (bilinear), half of them mirrored; differentiable.
 
     The area's share is uniform in [``least``, ``most``], the logarithm of the aspect in +- log 4/3 as far as the image
-    is wide and high enough, and the place uniform.
+    is wide and high enough, and the place uniform. Images with the same of the ``ids`` (int64 [B]) are cropped alike.
     """
-    draws = uniform(torch.arange(len(images)), (5,), (key, "crop"))
+    draws = uniform(torch.arange(len(images)) if ids is None else ids, (5,), (key, "crop"))
     area = least + (most - least) * draws[:, 0]
     # A crop no wider and no higher than the image has sqrt(aspect) within sqrt(area) and its inverse.
     bound = torch.minimum(torch.full_like(area, math.log(ASPECT)), -torch.log(area)).clamp(min=0)
@@ -189,6 +197,12 @@ def learn(network: nn.Module, lessons: Lessons) -> nn.Module:
             lessons.loss(network(sight.images), lessons.target(epoch, sight)).backward()
             optimizer.step()
     return network.eval()
+
+
+def mixed_classes(labels: Tensor, classes: int, sight: Sight) -> Tensor:
+    """The hard labels [N] of a sight's images, mixed as these are: probabilities [B, classes]."""
+    own, other = (F.one_hot(labels[rows], classes).float() for rows in (sight.rows, sight.partners))
+    return sight.share * own + (1 - sight.share) * other
 
 
 @torch.no_grad()

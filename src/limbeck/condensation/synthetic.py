@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -9,12 +10,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from limbeck.condensation.relabel import Lessons, Views, relabelled
+from limbeck.condensation.relabel import Lessons, Views, mixed_classes, relabelled
 from limbeck.data.base import DataSpec, Source
 from limbeck.engine.noise import normal, uniform
 from limbeck.engine.teacher import Teacher
 from limbeck.errors import UserError
+from limbeck.models.forward import forward
 
 NO_TEACHER = "soft labels are a teacher's: name a teacher, or take a student like synthetic_images"
 OF_LABELS = frozenset(("labels", "targets", "soft", "sight_seed"))
@@ -163,11 +166,14 @@ class SyntheticImages(nn.Module):
 class RelabelledImages(SyntheticImages):
     """Images with the logits of teachers for every sight of ``epochs`` epochs, float16 [epochs, N, K].
 
+    Without ``stored`` logits they are learnt by their hard labels, mixed as the images are, with cross-entropy.
+
     Args:
         images, labels, limits, seed: as for :class:`SyntheticImages`; also ``tiles``.
         views: the sights.
         epochs: how often all images are seen.
         classes: K, of the teachers.
+        stored: keep the logits.
         temperature, lr, smooth: as for :class:`~limbeck.condensation.relabel.Lessons`.
     """
 
@@ -188,11 +194,14 @@ class RelabelledImages(SyntheticImages):
         temperature: float = 20.0,
         lr: float = 1e-3,
         smooth: float = 1.0,
+        stored: bool = True,
     ) -> None:
         super().__init__(images, labels, limits, seed, tiles=tiles)
+        self.stored = stored
         self._views, self.epochs, self.temperature, self.lr, self.smooth = views, epochs, temperature, lr, smooth
         self.register_buffer("sight_seed", torch.tensor(views.seed))
-        self.register_buffer("soft", torch.zeros(epochs, len(labels) * self.expansion, classes, dtype=torch.float16))
+        kept = epochs if stored else 0
+        self.register_buffer("soft", torch.zeros(kept, len(labels) * self.expansion, classes, dtype=torch.float16))
 
     @property
     def views(self) -> Views:
@@ -201,41 +210,131 @@ class RelabelledImages(SyntheticImages):
 
     @torch.no_grad()
     def relabel_(self, label: Callable[[Tensor], Tensor]) -> None:
-        """Store what ``label``, images [B, C, H, W] -> logits [B, K], says of every sight."""
-        self.soft.copy_(relabelled(self.decode()[0], self.views, self.epochs, label))
+        """Store what ``label``, images [B, C, H, W] -> logits [B, K], says of every sight; nothing without."""
+        if self.stored:
+            self.soft.copy_(relabelled(self.decode()[0], self.views, self.epochs, label))
 
     def lessons(self) -> Lessons:
-        """The stored sights and logits.
+        """The stored sights and logits, or mixed hard labels.
 
         Raises:
             UserError: nothing has been stored.
         """
-        if not bool(self.soft.any()):
+        if self.stored and not bool(self.soft.any()):
             raise UserError("these images have no soft labels yet: a method with a teacher stores them when it ends")
+        images, labels = (x.detach() for x in self.decode())
         return Lessons(
-            self.decode()[0].detach(),
+            images,
             self.views,
             self.epochs,
-            lambda epoch, sight: self.soft[epoch, sight.places].float(),
-            temperature=self.temperature,
+            (lambda epoch, sight: self.soft[epoch, sight.places].float())
+            if self.stored
+            else (lambda epoch, sight: mixed_classes(labels, self.soft.shape[2], sight)),
+            temperature=self.temperature if self.stored else None,
             lr=self.lr,
             smooth=self.smooth,
         )
 
 
-def relabel_by(student: SyntheticImages, teachers: Mapping[str, Teacher]) -> None:
+class CompensatedImages(RelabelledImages):
+    """Real images, and the same with patterns that all classes share (UFC; Du et al., arXiv 2408.06927).
+
+    Of each class there are ``bases`` stored images b and of each of ``networks`` networks one pattern u for each base:
+    a class is learnt as ``b_k`` and ``b_k + u_{m,k}`` (clamped) for all k and m, ``bases * (networks + 1)`` images. The
+    patterns alone learn.
+
+    Args:
+        images, labels, limits, seed: as for :class:`RelabelledImages`, as is what is not named here.
+        networks: M.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        limits: tuple[Tensor, Tensor] | None = None,
+        seed: int = 0,
+        *,
+        networks: int,
+        **form: Any,
+    ) -> None:
+        self.networks = (
+            networks  # before the labels are laid out: there is one for each image that comes of a stored one
+        )
+        super().__init__(images, labels, limits, seed, **form)
+        self.images.requires_grad_(False)
+        self.patterns = nn.Parameter(torch.zeros(networks, self.per_class, *images.shape[1:]))
+
+    @property
+    def expansion(self) -> int:
+        """A base alone, and with a pattern of each network."""
+        return self.networks + 1
+
+    def decode(self) -> tuple[Tensor, Tensor]:
+        """Images [classes * bases * (networks + 1), ...], sorted by class, and labels."""
+        plain = self.images.view(self.classes, 1, self.per_class, *self.images.shape[1:])
+        # No clamp would let a gradient of a pixel at the edge through, so its size is cut on the way forward alone.
+        raw = plain + self.patterns
+        within = raw + (torch.clamp(raw, self.low, self.high) - raw).detach()
+        images = torch.cat([plain, within], 1).flatten(0, 2)
+        return images, self.labels.repeat_interleave(self.expansion, 0)
+
+    def compensated(self) -> Tensor:
+        """The images with patterns as slots [networks * bases, classes, ...], those of a network together."""
+        images = self.decode()[0].view(self.classes, self.expansion, self.per_class, *self.images.shape[1:])
+        return images[:, 1:].flatten(1, 2).transpose(0, 1)
+
+
+def relabel_by(
+    student: SyntheticImages,
+    teachers: Mapping[str, Teacher],
+    weights: Sequence[float] | None = None,
+    *,
+    batch_parts: int = 0,
+) -> None:
     """Store the mean logits of the teachers in a set that stores soft labels; any other set stays as it is.
+
+    Args:
+        student: the set.
+        teachers: by role.
+        weights: of the teachers; by default all alike, together 1.
+        batch_parts: into how many parts a batch is cut, each of which batch normalisation takes its statistics from
+            (CV-DD; arXiv 2501.07575); 0 for those that it remembers. What it remembers stays as it is either way.
 
     Raises:
         UserError: there is no teacher.
     """
-    if not isinstance(student, RelabelledImages):
+    if not isinstance(student, RelabelledImages) or not student.stored:
         return
     if not teachers:
         raise UserError(NO_TEACHER)
     for teacher in teachers.values():
         teacher.module.to(student.images.device)
-    student.relabel_(lambda x: torch.stack([t.compute({"input": x}).logits for t in teachers.values()]).mean(0))
+    shares = [1 / len(teachers)] * len(teachers) if weights is None else weights
+    asked = [batch_labeller(t, batch_parts) if batch_parts else labeller(t) for t in teachers.values()]
+    student.relabel_(lambda x: torch.stack([w * ask(x) for w, ask in zip(shares, asked, strict=True)]).sum(0))
+
+
+def labeller(teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    """From images [B, C, H, W] to a teacher's logits [B, K]."""
+    return lambda x: teacher.compute({"input": x}).logits
+
+
+def batch_labeller(teacher: Teacher, parts: int) -> Callable[[Tensor], Tensor]:
+    """As :func:`labeller`, with batch normalisation by each of ``parts`` parts of the batch, on a copy of the teacher.
+
+    A part of one image is normalised with another part.
+    """
+    module = copy.deepcopy(teacher.module)
+    for norm in (m for m in module.modules() if isinstance(m, _BatchNorm)):
+        norm.train()
+
+    def label(images: Tensor) -> Tensor:
+        pieces = images.chunk(max(1, min(parts, len(images) // 2)))
+        with torch.no_grad(), teacher.context():
+            return torch.cat([forward(module, {"input": piece}).logits for piece in pieces])
+
+    return label
 
 
 def untiled(images: Tensor, tiles: int) -> Tensor:

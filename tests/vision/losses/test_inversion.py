@@ -13,7 +13,6 @@ from limbeck.vision.losses.inversion import (
     disagreement,
     instance_contrast,
     one_hot,
-    statistics_distance,
     total_variation,
 )
 
@@ -52,15 +51,6 @@ def test_total_variation_of_a_constant_image_has_a_gradient() -> None:
     assert not total_variation(x).any() and not x.grad.any()
     with pytest.raises(ValueError, match="2 x 2"):
         total_variation(torch.ones(2, 1, 1, 3))
-
-
-def test_statistics_distance_is_two_lengths() -> None:
-    a, b, c, d = normal(4, 6)
-    wanted = sum((x - y) ** 2 for x, y in zip(a.tolist(), c.tolist(), strict=True)) ** 0.5
-    wanted += sum((x - y) ** 2 for x, y in zip(b.tolist(), d.tolist(), strict=True)) ** 0.5
-    assert statistics_distance(a, b, c, d).item() == pytest.approx(wanted)
-    with pytest.raises(ValueError):
-        statistics_distance(a, b, c, d[:1])
 
 
 def test_class_balance_is_the_negative_entropy_of_the_mean() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from limbeck.engine.batch_statistics import Statistics
 from limbeck.engine.method import Clock, Method
 from limbeck.errors import UserError
-from limbeck.vision.inversion.statistics import Statistics
 from toolkit import image_method, value
 
 CLOCK = Clock(0, 10)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from limbeck.engine.batch_statistics import Statistics
 from limbeck.engine.method import Clock, Method
 from limbeck.errors import UserError
-from limbeck.vision.inversion.statistics import Statistics
 from toolkit import image_method, value
 
 CLOCK = Clock(4, 10)

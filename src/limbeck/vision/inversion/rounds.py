@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from limbeck.engine.batch_statistics import norms_of
 from limbeck.engine.method import Batch, Clock, Parts, Term, Update
 from limbeck.errors import UserError
 from limbeck.models.forward import forward
 from limbeck.vision.inversion.bank import Bank
 from limbeck.vision.inversion.base import DataFree, held
-from limbeck.vision.inversion.statistics import norms_of
 from limbeck.vision.inversion.views import shifted
 from limbeck.vision.losses.inversion import disagreement
 

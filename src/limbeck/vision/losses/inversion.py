@@ -29,18 +29,6 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack([d.flatten(1).norm(dim=1) for d in (right, down, falling, rising)]).sum(0)
 
 
-def statistics_distance(mean: Tensor, variance: Tensor, wanted_mean: Tensor, wanted_variance: Tensor) -> Tensor:
-    """``||mean - wanted||_2 + ||variance - wanted||_2`` of the channels of one layer, [C] each -> scalar.
-
-    Yin et al. 2020, equation 4: what batch normalisation remembers of the data, against a batch of images.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    same_shape(mean=mean, variance=variance, wanted_mean=wanted_mean, wanted_variance=wanted_variance)
-    return (wide(mean) - wide(wanted_mean)).norm() + (wide(variance) - wide(wanted_variance)).norm()
-
-
 def class_balance(logits: Tensor) -> Tensor:
     """Negative entropy of the mean prediction in nats, [B, K] -> scalar (Chen et al. 2019, information entropy loss).
 

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limbeck.engine.batch_statistics import Statistics
 from limbeck.engine.method import Clock, Parts, Term, Update, frozen
 from limbeck.errors import UserError
 from limbeck.losses import cross_entropy, wide
 from limbeck.registry import register
 from limbeck.vision.inversion.generator import start_afresh
 from limbeck.vision.inversion.rounds import Least, Rounds, descend
-from limbeck.vision.inversion.statistics import Statistics
 from limbeck.vision.inversion.views import resized
 from limbeck.vision.losses.inversion import instance_contrast
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.engine.batch_statistics import Statistics
 from limbeck.engine.method import Clock, Update
 from limbeck.errors import UserError
 from limbeck.losses import cross_entropy, wide
 from limbeck.registry import register
 from limbeck.vision.inversion.rounds import Least, Rounds, descend
-from limbeck.vision.inversion.statistics import Statistics
 from limbeck.vision.inversion.views import rolled
 from limbeck.vision.losses.inversion import competition, total_variation
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from limbeck.engine.batch_statistics import Moments, Statistics, mixed
 from limbeck.engine.method import Clock, Parts, Term, Update
 from limbeck.losses import cross_entropy
 from limbeck.registry import register
 from limbeck.vision.inversion.generator import MetaGenerator, put, start_afresh
 from limbeck.vision.inversion.rounds import Least, Rounds, descend
-from limbeck.vision.inversion.statistics import Moments, Statistics, mixed
 
 
 @register("method")

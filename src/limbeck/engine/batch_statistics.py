@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.losses import wide
-from limbeck.vision.losses.inversion import statistics_distance
+from limbeck.losses import same_shape, wide
 
 Moments = list[tuple[Tensor, Tensor]]
 """Mean [C] and variance [C] of each layer."""
@@ -19,6 +18,18 @@ def norms_of(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch normalisations of a network that have running statistics, in order."""
     found = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return [m for m in found if m.running_mean is not None]
+
+
+def statistics_distance(mean: Tensor, variance: Tensor, wanted_mean: Tensor, wanted_variance: Tensor) -> Tensor:
+    """``||mean - wanted||_2 + ||variance - wanted||_2`` of the channels of one layer, [C] each -> scalar.
+
+    Yin et al. 2020, equation 4: what batch normalisation remembers of the data, against a batch of images.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape(mean=mean, variance=variance, wanted_mean=wanted_mean, wanted_variance=wanted_variance)
+    return (wide(mean) - wide(wanted_mean)).norm() + (wide(variance) - wide(wanted_variance)).norm()
 
 
 class Statistics:
@@ -54,9 +65,9 @@ class Statistics:
         """What each layer was handed in the last forward, [B, C, ...]."""
         return [wide(self._inputs[number]) for number in range(len(self.norms))]
 
-    def moments(self) -> Moments:
-        """Mean and biased variance over all but the channels, of the last forward."""
-        return [_moments(x) for x in self.inputs]
+    def moments(self, rows: slice = slice(None)) -> Moments:
+        """Mean and biased variance over all but the channels, of the last forward or of these ``rows`` of its batch."""
+        return [_moments(x[rows]) for x in self.inputs]
 
     def distances(self, moments: Moments | None = None) -> Tensor:
         """:func:`statistics_distance` of each layer from its running statistics, [layers]."""
