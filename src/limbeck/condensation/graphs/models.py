@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from limbeck.condensation.graphs.nodes import RealNodes, Structure, SyntheticNodes, shares_of
+from limbeck.condensation.graphs.sets import GraphCollection
 from limbeck.engine.noise import normal
 from limbeck.errors import UserError
 from limbeck.registry import Block, register
@@ -69,3 +70,20 @@ def _first(real: RealNodes, counts: list[int], init: str, seed: int) -> torch.Te
     if init == "real":
         return real.features[real.draw(counts, (seed, "first nodes"))]
     return normal(torch.arange(sum(counts)), (real.features.shape[1],), (seed, "first nodes"))
+
+
+@register("model", name="graph_collection", gives={"graphs"}, data_is_student=True)
+def graph_collection(*, seed: int | None = None, nodes: int = 0, edges: int = 0, graphs: int = 0) -> GraphCollection:
+    """A few graphs in place of many, which a method such as ``mirage`` finds; nothing in them learns.
+
+    Args:
+        seed: of a random choice among graphs; by default from torch's generator, which the run seeds.
+        nodes, edges, graphs: how many there are; only to be said where no method fills the set, as when it is read
+            from a folder.
+
+    Raises:
+        UserError: a number is negative.
+    """
+    if min(nodes, edges, graphs) < 0:
+        raise UserError(f"graph_collection: no {nodes} nodes, {edges} edges and {graphs} graphs")
+    return GraphCollection(int(torch.randint(2**31, (1,))) if seed is None else seed, nodes, edges, graphs)
