@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ def fresh_classifier(
     classes: int,
     key: Hashable,
     device: torch.device | None = None,
-    **sizes: int | float | str,
+    **sizes: Any,
 ) -> GraphClassifier:
     """A network with random weights that depend on ``key`` alone. No generator is touched."""
     with torch.random.fork_rng(devices=[]):

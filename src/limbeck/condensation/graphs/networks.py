@@ -43,6 +43,7 @@ class NodeNetwork(nn.Module):
         hidden = features
         for number, layer in enumerate(self.layers):
             hidden = hidden if number == 0 else F.relu(hidden)
+            assert isinstance(layer, nn.Linear)
             hidden = spread(hidden @ layer.weight.T, adjacency, 1) + layer.bias
         return hidden
 
@@ -63,8 +64,9 @@ def fresh_node_network(
 
 def spread(values: Tensor, adjacency: Tensor | None, times: int) -> Tensor:
     """``A^times`` applied to values [N, F]; without an adjacency the values."""
-    for _ in range(times if adjacency is not None else 0):
-        values = adjacency @ values
+    if adjacency is not None:
+        for _ in range(times):
+            values = adjacency @ values
     return values
 
 

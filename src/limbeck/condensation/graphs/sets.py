@@ -59,8 +59,8 @@ class GraphBatch:
 
     def to(self, device: torch.device) -> GraphBatch:
         """The same graphs on a device."""
-        moved = (t.to(device) for t in (self.tags, self.edges, self.owner, self.pooled))
-        return GraphBatch(*moved, self.count)
+        tags, edges, owner, pooled = (t.to(device) for t in (self.tags, self.edges, self.owner, self.pooled))
+        return GraphBatch(tags, edges, owner, pooled, self.count)
 
 
 class GraphCollection(nn.Module):
@@ -87,7 +87,7 @@ class GraphCollection(nn.Module):
         for name in ("tags", "owner"):
             self.register_buffer(name, torch.zeros(nodes, dtype=torch.int64))
         self.register_buffer("edges", torch.zeros(2, edges, dtype=torch.int64))
-        self.register_buffer("pooled", torch.zeros(nodes, dtype=torch.bool))
+        self.register_buffer("pooled", torch.zeros(nodes, dtype=torch.uint8))
         self.register_buffer("labels", torch.zeros(graphs, dtype=torch.int64))
         self.register_buffer("weights", torch.zeros(graphs))
         # The block is asked for before the set is filled, so it holds the sizes themselves and not a copy.
@@ -99,7 +99,8 @@ class GraphCollection(nn.Module):
         whole = GraphBatch.joined(graphs)
         device = self.labels.device
         self.tags, self.edges, self.owner = whole.tags.to(device), whole.edges.to(device), whole.owner.to(device)
-        self.pooled, self.labels, self.weights = whole.pooled.to(device), labels.to(device), weights.to(device)
+        self.pooled = whole.pooled.to(device, torch.uint8)
+        self.labels, self.weights = labels.to(device), weights.to(device)
         self._measure()
 
     def _measure(self) -> None:
@@ -112,7 +113,7 @@ class GraphCollection(nn.Module):
         place = self.owner[self.edges[1]]
         for number, (first, last) in enumerate(zip([0, *starts][:-1], starts, strict=True)):
             own = self.edges[:, place == number] - first
-            found.append(GraphBatch.alone(self.tags[first:last], own, self.pooled[first:last]))
+            found.append(GraphBatch.alone(self.tags[first:last], own, self.pooled[first:last].bool()))
         return found, self.labels, self.weights
 
     def bytes(self) -> dict[str, int]:

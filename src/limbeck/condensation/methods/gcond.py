@@ -82,7 +82,8 @@ class GCond(Method):
             UserError: the student is no set of nodes, or the data has no graph with labelled nodes of all classes.
         """
         super().setup(parts)
-        self.edges = node_set(parts.student).structure is not None
+        # Its parts are called one by one, which the loop's wrapper of the whole would not allow.
+        self.nodes = node_set(parts.student)
         self.real = RealNodes.of_streams(parts.streams)
         self.passed = spread(self.real.features, self.real.adjacency, self.layers)
         self.network: NodeNetwork | None = None
@@ -94,7 +95,7 @@ class GCond(Method):
 
     def terms(self, clock: Clock) -> dict[str, Term]:
         """The one term of a step; its count is 1, because the paper sums over the classes."""
-        student = node_set(self.student)
+        student = self.nodes
         device = student.features.device
         network, real = self.seen_by(clock, device), self.real.to(device)
         features, adjacency = self.turn(clock)
@@ -105,7 +106,7 @@ class GCond(Method):
 
     def turn(self, clock: Clock) -> tuple[Tensor, Tensor | None]:
         """The student's features and adjacency, of which only what is due at the step takes a gradient."""
-        student = node_set(self.student)
+        student = self.nodes
         if student.structure is None:
             return student.matched()
         if clock.step % (self.feature_steps + self.structure_steps) < self.feature_steps:
@@ -150,7 +151,7 @@ class GCond(Method):
         """Let the network learn the student, unless the next step has a fresh one."""
         if self.network is None or (clock.step + 1) % self.outer == 0:
             return
-        student = node_set(self.student)
+        student = self.nodes
         with torch.no_grad():
             features, adjacency = student.matched()
         train_on_nodes(self.network, features.detach(), adjacency, student.labels, steps=self.inner, lr=self.net_lr)

@@ -12,6 +12,7 @@ from limbeck.condensation.graphs.sets import GraphBatch, graph_collection, graph
 from limbeck.condensation.graphs.trees import Book, Pattern, exclusive, frequent_sets
 from limbeck.data.graph_sets import TaggedGraph
 from limbeck.engine.method import Batch, Clock, Method, Parts, Update
+from limbeck.engine.noise import uniform
 from limbeck.errors import UserError
 from limbeck.registry import register
 
@@ -29,7 +30,8 @@ class Mirage(Method):
         support: share of a class's graphs that have the set, at least.
         least: graphs of a class that a tree must be part of to be looked at.
         largest: trees of a set, at most; any number for 0.
-        patterns: sets of a class, at most, those with the largest support first; all for 0.
+        patterns: sets of a class, at most, those with the largest support first (of equal ones, as the seed decides);
+            all for 0.
         weigh: weights of the student's graphs: ``support`` within the class, whose sum is the class's share of the
             graphs; or all the same.
     """
@@ -74,8 +76,8 @@ class Mirage(Method):
     def condensed(
         self, by_class: list[list[TaggedGraph]], seed: int
     ) -> tuple[list[GraphBatch], torch.Tensor, torch.Tensor]:
-        """The student's graphs, their labels and weights, from the training graphs of each class."""
-        book, found = self.mined(by_class)
+        """The student's graphs in an order that the seed decides, their labels and weights, from those of each class."""
+        book, found = self.mined(by_class, seed)
         whole = sum(len(graphs) for graphs in by_class)
         sets, labels, weights = [], [], []
         for label, patterns in enumerate(found):
@@ -85,9 +87,10 @@ class Mirage(Method):
                 labels.append(label)
                 share = len(by_class[label]) / whole * support / total
                 weights.append(share if self.weigh == "support" else 1.0)
-        return sets, torch.tensor(labels), torch.tensor(weights)
+        order = uniform(torch.arange(len(sets)), (1,), (seed, "order"))[:, 0].argsort()
+        return [sets[i] for i in order.tolist()], torch.tensor(labels)[order], torch.tensor(weights)[order]
 
-    def mined(self, by_class: list[list[TaggedGraph]]) -> tuple[Book, list[dict[Pattern, int]]]:
+    def mined(self, by_class: list[list[TaggedGraph]], seed: int) -> tuple[Book, list[dict[Pattern, int]]]:
         """The trees, and of each class its own sets of them with their support, the most frequent first.
 
         Raises:
@@ -102,8 +105,9 @@ class Mirage(Method):
         for label, own in enumerate(exclusive(frequent)):
             if not own:
                 raise UserError(f"mirage: no set of trees is frequent in class {label} alone: ask for less support")
-            ranked = sorted(own.items(), key=lambda item: (-item[1], -len(item[0]), item[0]))
-            found.append(dict(ranked[: self.patterns or None]))
+            chance = uniform(torch.arange(len(own)), (1,), (seed, label, "ties"))[:, 0].tolist()
+            ranked = sorted(zip(own.items(), chance, strict=True), key=lambda one: (-one[0][1], one[1]))
+            found.append(dict(item for item, _ in ranked[: self.patterns or None]))
         return book, found
 
     def updates(self, batch: Batch, clock: Clock) -> Iterator[Update]:

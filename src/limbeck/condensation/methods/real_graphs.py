@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -22,12 +22,22 @@ class RealGraphs(Mirage):
 
     Args:
         selection: how the graphs are chosen.
+        hops, support, least, largest, patterns: of the ``mirage`` whose bytes they may use.
     """
 
     controls = {}
 
-    def __init__(self, *, selection: Literal["random", "all"] = "random", **rest: Any) -> None:
-        super().__init__(**rest)
+    def __init__(
+        self,
+        *,
+        selection: Literal["random", "all"] = "random",
+        hops: int = 2,
+        support: float = 0.3,
+        least: int = 2,
+        largest: int = 0,
+        patterns: int = 0,
+    ) -> None:
+        super().__init__(hops=hops, support=support, least=least, largest=largest, patterns=patterns)
         self.selection = selection
 
     def condensed(
