@@ -81,6 +81,11 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     **{(m, "expert_epochs"): {"method": {"starts": None}} for m in ("mtt", "tesla", "ftd", "ast")},
     **{(m, "targets_lr"): {"student": {"labels": "soft"}} for m in ("mtt", "tesla", "ftd", "ast")},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
+    ("gcond", "hidden"): {"method": {"net": "gcn"}},
+    ("gcond", "structure_steps"): {"method": {"feature_steps": 1}},
+    ("mirage", "least"): {"method": {"support": 0.01}},
+    ("real_graphs", "least"): {"method": {"support": 0.01}},
+    ("real_graphs", "patterns"): {"method": {"support": 0.1}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""

@@ -1,0 +1,1 @@
+"""Condensed graphs: a few nodes or a few trees in place of many."""
