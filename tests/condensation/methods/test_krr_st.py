@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 
-from limbeck.condensation.features import features_as_targets, pretrain_transfer
+from limbeck.condensation.features import features_as_targets
 from limbeck.condensation.methods.krr_st import KRRST
 from limbeck.condensation.methods.real_subset import RealSubset
+from limbeck.condensation.metrics import pretrain_transfer
 from limbeck.condensation.networks import fresh_network
 from limbeck.condensation.synthetic import SyntheticImages
 from limbeck.data.base import Data
