@@ -76,7 +76,7 @@ class Mirage(Method):
     def condensed(
         self, by_class: list[list[TaggedGraph]], seed: int
     ) -> tuple[list[GraphBatch], torch.Tensor, torch.Tensor]:
-        """The student's graphs in an order that follows from the seed, their labels and weights, from each class's."""
+        """The student's graphs in an order that the seed decides, their labels and weights, from each class's."""
         book, found = self.mined(by_class, seed)
         whole = sum(len(graphs) for graphs in by_class)
         sets, labels, weights = [], [], []
