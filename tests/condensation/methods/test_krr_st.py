@@ -105,7 +105,7 @@ def test_a_set_with_features_gives_networks_a_start(data):
     evaluation = Evaluation(student, spec=data.spec, source=data.test, train=data.train)
     values = pretrain_transfer(evaluation, **args).values
     assert set(values) == {"transfer_accuracy", "transfer_std", "scratch_accuracy"}
-    assert 0 <= values["scratch_accuracy"] <= values["transfer_accuracy"] + 0.35
+    assert values["transfer_accuracy"] > values["scratch_accuracy"]
     assert pretrain_transfer(evaluation, **args).values == values
     with pytest.raises(UserError, match="numbers to be met"):
         pretrain_transfer(Evaluation(SyntheticImages(student.images.detach(), torch.arange(3)), spec=data.spec))
