@@ -75,6 +75,8 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("gold", "teacher_share"): {"teacher": {"data": None}},
     **{(m, a): {"method": {"outer": 5}} for m in ("dc", "dsa") for a in ("inner", "net_lr", "net_batch")},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
+    ("cv_dd", "prior_temperature"): {"method": {"priors": [10.0, 20.0, 30.0]}},
+    ("cv_dd", "label_temperature"): {"method": {"scores": [10.0, 20.0, 30.0]}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""
