@@ -86,6 +86,8 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("mirage", "least"): {"method": {"support": 0.01}},
     ("real_graphs", "least"): {"method": {"support": 0.01}},
     ("real_graphs", "patterns"): {"method": {"support": 0.1}},
+    ("cv_dd", "prior_temperature"): {"method": {"priors": [10.0, 20.0, 30.0]}},
+    ("cv_dd", "label_temperature"): {"method": {"scores": [10.0, 20.0, 30.0]}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""

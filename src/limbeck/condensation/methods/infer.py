@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -44,8 +44,7 @@ class INFER(DecoupledMethod):
 
     def slots(self) -> tuple[Tensor, Tensor]:
         """Images with patterns [networks * bases, classes, ...] and the labels of each slot."""
-        student = self.images
-        assert isinstance(student, CompensatedImages)
+        student = cast("CompensatedImages", self.student)
         return student.compensated(), student.labels[:: student.per_class]
 
     def votes(self, slots: int, clock: Clock) -> list[Voter]:
