@@ -67,7 +67,7 @@ def published(method: str, per_class: int) -> float | None:
 
 def measured(case: Case, further: Sequence[str] = ()) -> dict[str, Any]:
     """Run a case; accuracy and spread in per cent."""
-    recipe = ROOT / "recipes" / "condensation" / "cifar10" / f"{case.recipe}.yaml"
+    recipe = ROOT / "recipes" / "condensation" / "cifar10" / f"cifar10_{case.recipe}.yaml"
     settings = [f"student.per_class={case.per_class}", "controls=false", *case.settings, *further]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "limbeck.cli", "run", str(recipe), "--runs", folder]

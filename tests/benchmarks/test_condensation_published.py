@@ -29,7 +29,7 @@ def test_each_case_has_a_recipe_and_a_published_number() -> None:
     from benchmarks.condensation_published import PLAN, published
 
     for case in PLAN:
-        assert (ROOT / f"recipes/condensation/cifar10/{case.recipe}.yaml").is_file()
+        assert (ROOT / f"recipes/condensation/cifar10/cifar10_{case.recipe}.yaml").is_file()
         assert published(case.method, case.per_class) is not None
     assert published("dm", 10) == 48.9
     assert published("dm", 7) is None

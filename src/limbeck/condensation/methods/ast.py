@@ -42,8 +42,8 @@ class AST(MTT):
         penalty_of: with respect to the ``inputs`` or the ``weights``.
         perturb: the weights of each layer are moved by a share of themselves drawn between half of this and this:
             ``w + a w * d / |d|``, where d is noise of which a half is zero. The distance starts there as well.
-        balance: multiply the loss of the student's steps by ``log_5(t - T/2 + 8)`` for t in the second half of the
-            first epochs below T, and divide it by ``log_5(T/2 - t + 8)`` in the first.
+        balance: multiply the loss of the student's steps by ``log_5(t - T/2 + 8)`` for late t of the first epochs below
+            T, and divide it by ``log_5(T/2 - t + 8)`` for early ones.
         between: add the distances to the expert's epochs before t + ``ahead``, each after its share of the steps.
     """
 

@@ -28,7 +28,7 @@ class DD(RateLearning):
 
     Args:
         inits: ``fixed`` always starts from the same weights, those of ``few_steps`` with ``start: fixed``; ``random``
-            from new ones at every step, so that the images serve any network of the kind.
+            from new ones at every step, for any network of the kind.
         steps: shares that the images are dealt into, a step for each.
         epochs: passes over the images.
         networks: random networks that the loss is a mean over.
