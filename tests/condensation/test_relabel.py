@@ -153,6 +153,19 @@ def test_images_without_labels_of_their_own_teach_by_the_stored_ones(data):
     assert accuracy(network, data.test.images, data.test.labels, 64) > 0.8
 
 
+def test_mixed_hard_labels_take_no_space_and_ask_no_teacher(data):
+    student = made(data, labels="mixed", mix="cutmix")
+    relabel_by(student, {})
+    lessons = student.lessons()
+    for sight in lessons.views.epoch(lessons.images, 0):
+        told = lessons.target(0, sight)
+        assert torch.allclose(told.sum(1), torch.ones(len(told)))
+        own = told[range(len(told)), student.labels[sight.rows]]
+        alone = student.labels[sight.rows] != student.labels[sight.partners]
+        assert torch.allclose(own[alone], torch.full_like(own[alone], sight.share))
+    assert (lessons.temperature, student.storage()["labels"]) == (None, 9 * 8 + 8)
+
+
 def test_mistakes_are_told(data):
     student = made(data)
     with pytest.raises(UserError, match="no soft labels yet"):
