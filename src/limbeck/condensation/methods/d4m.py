@@ -55,7 +55,7 @@ class D4M(Method):
         prototypes: Literal["kmeans", "random", "mean"] = "kmeans",
         sigma_start: float = 3.3,
         steps: int = 18,
-        guidance: float = 1.0,
+        guidance: float = 8.0,
         generate: bool = True,
     ) -> None:
         if 0 < sigma_start <= LOWEST or sigma_start < 0 or steps < 1:
