@@ -1,6 +1,7 @@
 """Choosing or making a few images of one class without gradients: the baselines that condensation must beat.
 
-Pure functions on the features of one class, [N, D]; they return row numbers, int64 [count].
+Pure functions on the features of one class, [N, D]; they return row numbers, int64 [count], except
+:func:`k_means_centres`.
 """
 
 from __future__ import annotations
@@ -52,17 +53,27 @@ def k_means(features: Tensor, count: int, seed: int = 0) -> Tensor:
     Raises:
         ValueError: fewer rows than ``count``.
     """
-    from sklearn.cluster import KMeans
-
-    _enough(features, count)
-    points = features.detach().cpu().double()
-    centres = KMeans(count, n_init=4, random_state=seed).fit(points.numpy()).cluster_centers_
-    distance = torch.cdist(torch.as_tensor(centres), points)
+    centres = k_means_centres(features.double(), count, seed)
+    distance = torch.cdist(centres, features.detach().double()).cpu()
     chosen: list[int] = []
     for row in distance:
         row[chosen] = torch.inf
         chosen.append(int(row.argmin()))
     return torch.tensor(chosen, device=features.device)
+
+
+def k_means_centres(features: Tensor, count: int, seed: int = 0) -> Tensor:
+    """The centres of ``count`` k-means clusters [count, D], which are no rows but means of such.
+
+    Raises:
+        ValueError: fewer rows than ``count``.
+    """
+    from sklearn.cluster import KMeans
+
+    _enough(features, count)
+    points = features.detach().cpu().double()
+    centres = KMeans(count, n_init=4, random_state=seed).fit(points.numpy()).cluster_centers_
+    return torch.as_tensor(centres).to(features)
 
 
 def _enough(features: Tensor, count: int) -> None:
