@@ -27,6 +27,7 @@ NAMES = (
     "method_cost",
     "vocabulary_head",
     "expert_buffer",
+    "block_contrast",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
+import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,3 +251,42 @@ class Meter:
 
         with mock.patch.object(owner, method, timed):
             yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def in_a_bare_process(module: str, jobs: Sequence[Any]) -> list[float]:
+    """What ``python -m MODULE JOBS`` prints in its last line, numbers as JSON, where glibc keeps its own rules.
+
+    With these large blocks go back to the system as soon as they are freed.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", module, json.dumps(jobs)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"memory could not be measured: {done.stderr[-500:]}")
+    found: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def forked(measure: Callable[[], float]) -> float:
+    """What a function finds in a copy of this process."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: theirs.send(measure()))
+    process.start()
+    theirs.close()
+    found = ours.recv()
+    process.join()
+    return float(found)
+
+
+def high_water() -> float:
+    """The most memory that this process ever held, in MiB."""
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return mark / 1024 if sys.platform != "darwin" else mark / 2**20

@@ -11,10 +11,7 @@ Memory is the high-water mark of a process of its own (a fork), above what it ha
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import resource
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +23,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Lap, Report, Row, now
+from benchmarks.measure import Lap, Report, Row, forked, high_water, in_a_bare_process, now
 
 ABOUT = "head and divergence, forward and backward, in ratios to the plain formula (float32, one thread)"
 TIME_GOAL, MEMORY_GOAL, PEER_GOAL = 1.1, 1 / 8, 1.0
@@ -215,13 +212,7 @@ def _times(contenders: dict[str, Contender], size: Size, direction: str) -> list
 
 def _memory(contenders: Sequence[str], sizes: Sequence[Size]) -> list[Row]:
     jobs = [(name, d, *astuple(size)) for d in DIRECTIONS for size in sizes for name in contenders]
-    command = [sys.executable, "-m", "benchmarks.vocabulary_head", json.dumps(jobs)]
-    # With glibc's own rules large blocks go back to the system as soon as they are freed.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"memory could not be measured: {done.stderr[-500:]}")
-    peaks = json.loads(done.stdout.strip().splitlines()[-1])
+    peaks = in_a_bare_process("benchmarks.vocabulary_head", jobs)
     rows, plain_peak = [], 1.0
     for (name, direction, vocabulary, *_, tokens, _s, _t), peak in zip(jobs, peaks, strict=True):
         at = f"{direction}, V = {vocabulary}, {tokens} tokens: memory"
@@ -242,33 +233,16 @@ def main(jobs: str) -> None:
         if any(name.startswith(start) for name, *_ in named):
             for package in packages:
                 import_module(package)
-    print(json.dumps([_forked(partial(_peak, name, direction, Size(*size))) for name, direction, *size in named]))
-
-
-def _forked(measure: Callable[[], float]) -> float:
-    """What a function finds in a copy of this process."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(measure()))
-    process.start()
-    theirs.close()
-    found = ours.recv()
-    process.join()
-    return float(found)
+    print(json.dumps([forked(partial(_peak, name, direction, Size(*size))) for name, direction, *size in named]))
 
 
 def _peak(name: str, direction: str, size: Size) -> float:
     contender = available()[name]
     _step(contender, _inputs(TINY[0], TINY[0].tokens), direction)  # loads what loads late
     inputs = _inputs(size, size.memory_tokens)
-    before = _high_water()
+    before = high_water()
     _step(contender, inputs, direction)
-    return max(_high_water() - before, 1 / 1024)
-
-
-def _high_water() -> float:
-    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return mark / 1024 if sys.platform != "darwin" else mark / 2**20
+    return max(high_water() - before, 1 / 1024)
 
 
 if __name__ == "__main__":

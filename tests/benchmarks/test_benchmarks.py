@@ -26,6 +26,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
         "method_cost",
         "vocabulary_head",
         "expert_buffer",
+        "block_contrast",
     ],
 )
 def test_each_benchmark_runs_and_writes_its_numbers_with_the_machine(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 
-from limbeck.condensation.graphs.metrics import fresh_graph_networks
+from limbeck.condensation.graphs.metrics import clustering, fresh_graph_networks
 from limbeck.condensation.graphs.networks import spread
 from limbeck.condensation.graphs.nodes import RealNodes, Structure, SyntheticNodes
 from limbeck.errors import UserError
@@ -69,3 +73,73 @@ def test_mistakes_are_told(nodes):
     with pytest.raises(UserError, match="training split"):
         student = SyntheticNodes(torch.zeros(3, 18), torch.arange(3))
         fresh_graph_networks(Evaluation(student, spec=nodes.spec, source=nodes.test))
+
+
+class Names(nn.Module):
+    """Gives each row the cluster that a table names."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.tensor(table)
+
+    def forward(self, rows):
+        return torch.eye(int(self.table.max()) + 1)[self.table[rows]]
+
+
+class Labelled:
+    """Rows that are their numbers, with labels."""
+
+    def __init__(self, labels):
+        self.labels = torch.tensor(labels)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batch(self, indices, view=0):
+        return {"input": indices, "label": self.labels[indices], "id": indices, "view": view}
+
+
+def clusters(table, labels, **args):
+    return clustering(Evaluation(Names(table), train=Labelled(labels), batch_size=4), **args).values
+
+
+def entropy(counts):
+    return -sum(c / sum(counts) * math.log(c / sum(counts)) for c in counts if c)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_clusters_are_judged_by_their_best_names(count):
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.randint(3, (30,), generator=generator).tolist()
+    table = [
+        (a + b) % count for a, b in zip(labels, torch.randint(2, (30,), generator=generator).tolist(), strict=True)
+    ]
+    found = clusters(table, labels)
+    best = 0
+    for names in itertools.permutations(range(max(count, 3)), count):
+        best = max(best, sum(names[c] == y for c, y in zip(table, labels, strict=True)))
+    assert found["cluster_accuracy"] == pytest.approx(best / 30)
+    of_both = entropy([*Counter(zip(table, labels, strict=True)).values()])
+    one, other = entropy([*Counter(table).values()]), entropy([*Counter(labels).values()])
+    assert found["nmi"] == pytest.approx(2 * (one + other - of_both) / (one + other))
+    pairs = [(table[i] == table[j], labels[i] == labels[j]) for i, j in itertools.combinations(range(30), 2)]
+    together, same = sum(a for a, _ in pairs), sum(b for _, b in pairs)
+    chance = together * same / len(pairs)
+    index = (sum(a and b for a, b in pairs) - chance) / ((together + same) / 2 - chance)
+    assert found["ari"] == pytest.approx(index)
+
+
+def test_names_of_clusters_do_not_matter_and_rows_without_a_label_do_not_count():
+    assert clusters([2, 2, 0, 0, 1], [0, 0, 1, 1, 2]) == {"cluster_accuracy": 1.0, "nmi": 1.0, "ari": 1.0}
+    assert clusters([2, 2, 0, 1, 1], [0, 0, 1, -100, -100])["cluster_accuracy"] == 1.0
+    assert set(clusters([0, 1], [1, 0])) == set(find("metric", "clustering").facts["better"])
+
+
+def test_the_split_is_as_asked_and_mistakes_are_told():
+    evaluation = Evaluation(Names([0, 1, 1]), source=Labelled([0, 1, 1]), train=Labelled([0, 0, 1]))
+    assert clustering(evaluation, split="test").values["cluster_accuracy"] == 1.0
+    assert clustering(evaluation).values["cluster_accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="no training split"):
+        clustering(Evaluation(Names([0, 1]), source=Labelled([0, 1])))
+    with pytest.raises(UserError, match="no row of the train split"):
+        clusters([0, 1], [-100, -100])

@@ -217,3 +217,55 @@ def area(shares: Tensor, truth: list[int]) -> float:
     return statistics.fmean(
         float(roc_auc_score([label == k for label in truth], shares[:, k].numpy())) for k in range(shares.shape[1])
     )
+
+
+@register(
+    "metric",
+    task={"classification"},
+    better={"cluster_accuracy": "higher", "nmi": "higher", "ari": "higher"},
+    labels={
+        "cluster_accuracy": ("Accuracy of clusters", "%"),
+        "nmi": ("Normalised mutual information with the labels", ""),
+        "ari": ("Adjusted Rand index with the labels", ""),
+    },
+)
+def clustering(evaluation: Evaluation, *, split: Literal["train", "test"] = "train") -> Scores:
+    """How well clusters agree with classes: a row's cluster is where the model's logits are largest.
+
+    The accuracy is that of the best one-to-one naming of clusters by classes (the Hungarian method); a cluster without
+    a class is wrong throughout.
+
+    Args:
+        evaluation: the model, and the split.
+        split: whose rows are judged. Those of ``train`` are what was clustered, as in papers on clustering.
+
+    Raises:
+        UserError: there is no such split, no row of it has a label, or the model gives no logits.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    source = evaluation.train if split == "train" else evaluation.test
+    if source is None:
+        raise UserError("clustering: there is no training split to judge on")
+    found, truth = [], []
+    for batch in evaluation.batches(source):
+        signals = evaluation.run(batch)
+        if "logits" not in signals or "label" not in batch:
+            raise UserError("clustering needs a model that gives logits, and data with labels to judge it by")
+        known = batch["label"] >= 0
+        found.append(signals.logits[known].argmax(1).cpu())
+        truth.append(batch["label"][known].cpu())
+    clusters, labels = torch.cat(found), torch.cat(truth)
+    if not len(labels):
+        raise UserError(f"clustering: no row of the {split} split has a label to judge by")
+    table = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1, dtype=torch.int64)
+    table.index_put_((clusters, labels), torch.ones_like(labels), accumulate=True)
+    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    return Scores(
+        {
+            "cluster_accuracy": float(table[rows, columns].sum()) / len(labels),
+            "nmi": float(normalized_mutual_info_score(labels, clusters)),
+            "ari": float(adjusted_rand_score(labels, clusters)),
+        }
+    )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from limbeck.condensation.graphs.encoder import NodeEncoder
 from limbeck.condensation.graphs.nodes import RealNodes, Structure, SyntheticNodes, shares_of
 from limbeck.condensation.graphs.sets import GraphCollection
 from limbeck.engine.noise import normal
@@ -87,3 +88,53 @@ def graph_collection(*, seed: int | None = None, nodes: int = 0, edges: int = 0,
     if min(nodes, edges, graphs) < 0:
         raise UserError(f"graph_collection: no {nodes} nodes, {edges} edges and {graphs} graphs")
     return GraphCollection(int(torch.randint(2**31, (1,))) if seed is None else seed, nodes, edges, graphs)
+
+
+@register("model", gives={"embedding", "logits"})
+def node_encoder(
+    *,
+    in_features: int | None = None,
+    classes: int | None = None,
+    clusters: int | None = None,
+    hidden: int = 500,
+    top: int = 2000,
+    embedding: int = 10,
+    data: Any = None,
+    seed: int | None = None,
+    nodes: int = 0,
+    entries: int = 0,
+) -> NodeEncoder:
+    """An MLP that embeds rows and sorts them into clusters: the student of clustering such as ``pamc``.
+
+    Its layers are ``hidden``, ``hidden``, ``top`` and ``embedding`` wide. Where the data has a graph, it keeps the
+    words of all nodes and is called by their numbers.
+
+    Args:
+        in_features: size of a row.
+        classes: of the data.
+        clusters: how many; by default as many as the data has classes.
+        hidden: width of the first two layers.
+        top: width of the third.
+        embedding: size of the embedding.
+        data: the built data.
+        seed: of what is drawn before the training; by default from torch's generator, which the run seeds.
+        nodes, entries: how many nodes a graph has, and words of nodes in all; only to be said where there is no data,
+            as when the encoder is read from a folder.
+
+    Raises:
+        UserError: a number is out of range, or it is not known how large a row is or how many clusters there are.
+    """
+    graph, clusters = getattr(data, "extra", {}).get("graph"), clusters or classes
+    words = torch.zeros(2, entries, dtype=torch.int64) if nodes else None
+    if graph is not None:
+        words = torch.stack(list(graph.bags))
+        nodes, entries, in_features = len(graph), words.shape[1], len(graph.words)
+    if not in_features or not clusters:
+        raise UserError("node_encoder: say how large a row is (in_features) and how many clusters there are (clusters)")
+    if min(hidden, top, embedding, clusters) < 1:
+        raise UserError("node_encoder: hidden, top, embedding and clusters must be 1 or more")
+    drawn = int(torch.randint(2**31, (1,))) if seed is None else seed
+    student = NodeEncoder((in_features, hidden, hidden, top, embedding), clusters, nodes, words, drawn)
+    own = {"in_features": in_features, "clusters": clusters, "hidden": hidden, "top": top, "embedding": embedding}
+    student.portable = Block("node_encoder", {**own, "nodes": nodes, "entries": entries})  # type: ignore[assignment]
+    return student
