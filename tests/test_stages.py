@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,6 +229,18 @@ def test_a_student_that_is_data_is_judged_by_networks_that_learn_from_it() -> No
     assert [b.name for b in own] == ["efficiency"]
     usual = evaluate.metrics_of(load_recipe(tiny(evaluate=None)), "classification")
     assert {"accuracy", "calibration", "efficiency"} <= {b.name for b in usual}
+
+
+def test_the_teacher_of_a_student_that_is_data_is_judged_as_the_network_that_it_is(run: Callable[..., Result]) -> None:
+    student = {"name": "relabelled_images", "per_class": 2, "init": "real", "epochs": 2, "flip": False}
+    learner = {"name": "logistic"}
+    judged = [{"name": "fresh_networks", "networks": 1, "architectures": [learner]}]
+    method = {"name": "real_subset", "selection": "random"}
+    teacher = {**learner, "train": {"epochs": 1}}
+    result = run(student=student, method=method, teacher=teacher, train={"steps": 1}, evaluate=judged, controls=False)
+    told = json.loads((result.folder / "results.json").read_text(encoding="utf8"))["arms"]
+    assert "fresh_accuracy" in told["student"]["metrics"]
+    assert "accuracy" in told["teacher"]["metrics"] and "fresh_accuracy" not in told["teacher"]["metrics"]
 
 
 RING = {"name": "gaussian_ring"}

@@ -90,8 +90,12 @@ def metrics_of(recipe: Recipe, task: str, here: Collection[str] = ()) -> Sequenc
     """
     if recipe.evaluate is not None:
         return recipe.evaluate
-    is_data = _facts(recipe.student.block).get("data_is_student", False)
-    return [Block(FRESH)] if is_data else default_metrics(task, at_hand=here)
+    return [Block(FRESH)] if _is_data(recipe) else default_metrics(task, at_hand=here)
+
+
+def _is_data(recipe: Recipe) -> bool:
+    """Whether what learns is data and no network."""
+    return bool(_facts(recipe.student.block).get("data_is_student", False))
 
 
 def check_metrics(recipe: Recipe, data: Mapping[str, Data]) -> None:
@@ -158,8 +162,13 @@ def score(context: Context, arm: Arm) -> Scores:
 
 def _blocks(context: Context, arm: Arm) -> Sequence[Block]:
     recipe, task = context.recipe, context.ingredients.main.spec.task
-    own = recipe if arm.role == "teacher" else arm.recipe
-    blocks = metrics_of(own, task, at_hand(recipe, context.data))
+    here = at_hand(recipe, context.data)
+    blocks: Sequence[Block]
+    if arm.role == "teacher" and arm.teacher is not None and _is_data(recipe):
+        # What judges a student that is data trains networks on it: a network is judged as its task asks.
+        blocks = default_metrics(task, at_hand=here) if "logits" in arm.teacher.gives else []
+    else:
+        blocks = metrics_of(recipe if arm.role == "teacher" else arm.recipe, task, here)
     return blocks if arm.judged_by is None else [b for b in blocks if b.name in arm.judged_by]
 
 
