@@ -425,11 +425,11 @@ def _sizes(model: nn.Module, spec: DataSpec) -> dict[str, float]:
     one = torch.Size(spec.shape).numel() * torch.get_default_dtype().itemsize
     encoder = stored.pop("encoder", 0)
     return {
-        **({"encoder_bytes": float(encoder)} if encoder else {}),
         "images": stored["images"] / one,
         "image_bytes": float(stored["images"]),
         "label_bytes": float(stored["labels"]),
         "adapter_bytes": float(stored["adapters"]),
+        "encoder_bytes": float(encoder),
         "equal_storage_images": float(sum(stored.values()) // (one + HARD_LABEL)),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,23 +58,11 @@ class HeLlO(DecoupledMethod):
         temperature: float = 4.0,
         gap_weight: float = 1.0,
         ce_weight: float = 0.1,
-        bn_weight: float = 0.01,
-        first_layer: float = 10.0,
-        crop: float = 0.08,
-        flip: bool = True,
-        jitter: int = 4,
-        batch_classes: int = 100,
         start: Literal["realistic", "own"] = "realistic",
         start_crop: float = 0.5,
+        **rest: Any,
     ) -> None:
-        super().__init__(
-            bn_weight=bn_weight,
-            first_layer=first_layer,
-            crop=crop,
-            flip=flip,
-            jitter=jitter,
-            batch_classes=batch_classes,
-        )
+        super().__init__(**rest)
         if min(fit_epochs, fit_batch) < 1 or min(fit_lr, temperature) <= 0 or not 0 < start_crop <= 1:
             raise UserError(
                 "hello: fit_epochs and fit_batch are at least 1, fit_lr and temperature above 0, and start_crop is a "
