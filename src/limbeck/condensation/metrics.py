@@ -48,6 +48,7 @@ SHOWN_IN_ALL = 200
         "image_bytes": "lower",
         "label_bytes": "lower",
         "adapter_bytes": "lower",
+        "encoder_bytes": "lower",
         "equal_storage_images": "lower",
     },
     labels={
@@ -57,6 +58,7 @@ SHOWN_IN_ALL = 200
         "image_bytes": ("Images", "bytes"),
         "label_bytes": ("Labels", "bytes"),
         "adapter_bytes": ("Adapters", "bytes"),
+        "encoder_bytes": ("Public encoder", "bytes"),
         "equal_storage_images": ("Real images in as many bytes", ""),
     },
 )
@@ -80,7 +82,8 @@ def fresh_networks(
     They train 20 networks for 1000 epochs (300 in the first paper). A set that comes with lessons of its own (soft
     labels for each sight of an image) is learnt by these, and one with a rate of its own at that rate. ``images``
     counts image-equivalents: stored numbers by the numbers of one image. ``equal_storage_images`` is how many real
-    images with hard labels, stored alike, take as many bytes as images, labels and adapters together.
+    images with hard labels, stored alike, take as many bytes as images, labels and adapters together. A public encoder
+    that a set's labels need beside it is ``encoder_bytes``, and counts as nothing else.
 
     Args:
         evaluation: the images that are judged, and the test split.
@@ -420,11 +423,13 @@ def _sizes(model: nn.Module, spec: DataSpec) -> dict[str, float]:
         labels = state.pop("labels", 0)
         stored = {"images": sum(state.values()), "labels": labels, "adapters": 0}
     one = torch.Size(spec.shape).numel() * torch.get_default_dtype().itemsize
+    encoder = stored.pop("encoder", 0)
     return {
         "images": stored["images"] / one,
         "image_bytes": float(stored["images"]),
         "label_bytes": float(stored["labels"]),
         "adapter_bytes": float(stored["adapters"]),
+        "encoder_bytes": float(encoder),
         "equal_storage_images": float(sum(stored.values()) // (one + HARD_LABEL)),
     }
 

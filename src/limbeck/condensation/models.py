@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from limbeck.condensation.lightened import LightenedImages, Projector
 from limbeck.condensation.relabel import Views
 from limbeck.condensation.synthetic import (
     CompensatedImages,
@@ -19,7 +20,7 @@ from limbeck.condensation.synthetic import (
     valid_range,
 )
 from limbeck.errors import UserError
-from limbeck.registry import register
+from limbeck.registry import ModelBlock, register
 
 
 @register("model", gives={"images"}, data_is_student=True)
@@ -209,6 +210,77 @@ def compensated_images(
     form: dict[str, Any] = {"networks": networks, "stored": labels == "stored", "classes": classes}
     form |= {"epochs": epochs, "temperature": temperature, "lr": lr, "smooth": smooth}
     return CompensatedImages(images, of_images, limits, seed or 0, views=views, **form)
+
+
+@register("model", gives={"images"}, data_is_student=True)
+def lightened_images(
+    *,
+    encoder: ModelBlock,
+    rank: int = 4,
+    scale: float = 100.0,
+    count_encoder: bool = False,
+    per_class: int = 10,
+    init: Literal["noise", "real", "mean"] = "real",
+    labels: Literal["projector", "mixed"] = "projector",
+    epochs: int = 300,
+    batch_size: int = 100,
+    crop: float = 0.08,
+    flip: bool = True,
+    mix: Literal["none", "cutmix", "mixup"] = "cutmix",
+    temperature: float = 20.0,
+    lr: float = 1e-3,
+    smooth: float = 1.0,
+    data: Any = None,
+    classes: int,
+    shape: tuple[int, ...],
+    seed: int | None = None,
+) -> LightenedImages:
+    """Images with a small projector that says their soft labels (HeLlO; Yu et al., ICCV 2025, arXiv 2408.08201).
+
+    The set is learnt as ``relabelled_images`` are, by what the projector says of each crop. It comes whole, encoder
+    included; what is counted are low-rank factors and head, as an encoder that is public is found by its hash, which
+    ``training.json`` has.
+
+    Args:
+        encoder: the network whose features are read, without weights: method ``hello`` brings those of a teacher.
+        rank: of the adapters in each of its layers and of the head's change.
+        scale: of the cosines that the head makes; the public CLIP has 100.
+        count_encoder: count the encoder's bytes as well.
+        per_class: images per class (IPC).
+        init: as for ``synthetic_images``; ``hello`` has a start of its own.
+        labels: of the ``projector``, or hard ones, ``mixed`` as the images are, with which it is of no use.
+        epochs: that it is learnt for.
+        batch_size: images that are learnt together.
+        crop: least share of an image's area that is shown; 1 shows whole images.
+        flip: mirror half of the images. Not for digits and text.
+        mix: what images of a batch are mixed by.
+        temperature: of both sides of the divergence from the projector.
+        lr: of networks that learn the set.
+        smooth: as for ``relabelled_images``.
+        data: as for ``synthetic_images``.
+        classes: number of classes.
+        shape: of one image.
+        seed: of the first images, factors and sights; by default from torch's generator, which the run seeds.
+
+    Raises:
+        UserError: a number is out of range, the encoder has no features, peft is not installed, the data has no
+            training split to start from, or a class is too small.
+    """
+    if min(per_class, epochs, batch_size, rank) < 1 or not 0 < crop <= 1 or min(scale, temperature, lr, smooth) <= 0:
+        raise UserError(
+            "lightened_images: per_class, epochs, batch_size and rank are at least 1, crop is a share of the area, and "
+            "scale, temperature, lr and smooth are above 0"
+        )
+    of_images = torch.arange(classes).repeat_interleave(per_class)
+    images, limits = torch.zeros(len(of_images), *shape), None
+    if data is not None:
+        images, seed = starting_images(per_class, init, data, shape, classes, seed, 1)
+        limits = valid_range(data.spec)
+    form: dict[str, Any] = {"epochs": epochs, "classes": classes, "temperature": temperature, "lr": lr}
+    form |= {"smooth": smooth, "mixed": labels == "mixed", "count_encoder": count_encoder}
+    form["projector"] = Projector(encoder, shape, classes, rank, scale, seed or 0)
+    form["views"] = Views(seed or 0, batch_size, crop, flip, mix)
+    return LightenedImages(images, of_images, limits, seed or 0, **form)
 
 
 def starting_images(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple, cast
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.condensation.realism import realistic_crops
 from limbeck.condensation.relabel import random_crop
-from limbeck.condensation.synthetic import RealImages, SyntheticImages, image_set, relabel_by
+from limbeck.condensation.synthetic import RealImages, SyntheticImages, image_set, relabel_by, tiled
 from limbeck.engine.batch_statistics import Statistics, norms_of
 from limbeck.engine.method import Batch, Clock, Method, Parts, Term, Update
 from limbeck.engine.noise import uniform
@@ -185,3 +186,22 @@ def slotted(images: Tensor, classes: int) -> Tensor:
 def real_images(parts: Parts) -> RealImages:
     """A run's training images."""
     return RealImages.of_streams(parts.streams, parts.data.classes if parts.data else None)
+
+
+def start_realistic(
+    student: SyntheticImages, real: RealImages, judge: Callable[[Tensor], Tensor], least: float
+) -> None:
+    """Put the crops that look most real into a set, as many as it shows images.
+
+    Args:
+        student: the set.
+        real: what is cropped.
+        judge: from images [B, ...] to logits [B, K].
+        least: share of an image's area that a crop shows at least.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    count = student.per_class * student.tiles**2
+    crops = realistic_crops(real, count, judge, (student.seed, "realism"), least=least)
+    student.replace_(tiled(crops, student.tiles))

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 
 from limbeck.condensation.networks import accuracy
-from limbeck.condensation.realism import realistic_crops
-from limbeck.condensation.recover import DecoupledMethod, Voter, real_images
-from limbeck.condensation.synthetic import RealImages, image_set, labeller, relabel_by, tiled
+from limbeck.condensation.recover import DecoupledMethod, Voter, real_images, start_realistic
+from limbeck.condensation.synthetic import RealImages, image_set, labeller, relabel_by
 from limbeck.engine.method import Clock, Parts
 from limbeck.errors import UserError
 from limbeck.registry import register
@@ -101,14 +100,8 @@ class CVDD(DecoupledMethod):
         """Put the crops that the committee finds most real into the student."""
         student = image_set(parts.student)
         asked = [labeller(t) for t in self.teachers.values()]
-        crops = realistic_crops(
-            real_images(parts).to(student.images.device),
-            student.per_class * student.tiles**2,
-            lambda x: torch.stack([ask(x) for ask in asked]).mean(0),
-            (student.seed, "realism"),
-            least=self.start_crop,
-        )
-        student.replace_(tiled(crops, student.tiles))
+        real = real_images(parts).to(student.images.device)
+        start_realistic(student, real, lambda x: torch.stack([ask(x) for ask in asked]).mean(0), self.start_crop)
 
     def votes(self, slots: int, clock: Clock) -> list[Voter]:
         """The weights of each slot's group of teachers."""
