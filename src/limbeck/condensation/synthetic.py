@@ -291,6 +291,7 @@ def relabel_by(
     weights: Sequence[float] | None = None,
     *,
     batch_parts: int = 0,
+    normalised: bool = False,
 ) -> None:
     """Store the mean logits of the teachers in a set that stores soft labels; any other set stays as it is.
 
@@ -300,6 +301,7 @@ def relabel_by(
         weights: of the teachers; by default all alike, together 1.
         batch_parts: into how many parts a batch is cut, each of which batch normalisation takes its statistics from
             (CV-DD; arXiv 2501.07575); 0 for those that it remembers. What it remembers stays as it is either way.
+        normalised: each image's logits of each teacher get mean 0 and variance 1 first (G-VBSM; arXiv 2311.17950).
 
     Raises:
         UserError: there is no teacher.
@@ -312,7 +314,13 @@ def relabel_by(
         teacher.module.to(student.images.device)
     shares = [1 / len(teachers)] * len(teachers) if weights is None else weights
     asked = [batch_labeller(t, batch_parts) if batch_parts else labeller(t) for t in teachers.values()]
-    student.relabel_(lambda x: torch.stack([w * ask(x) for w, ask in zip(shares, asked, strict=True)]).sum(0))
+    form = normalised_logits if normalised else torch.Tensor.detach
+    student.relabel_(lambda x: torch.stack([w * form(ask(x)) for w, ask in zip(shares, asked, strict=True)]).sum(0))
+
+
+def normalised_logits(logits: Tensor) -> Tensor:
+    """Logits [B, K] less their mean, over their standard deviation, image by image."""
+    return F.layer_norm(logits, logits.shape[1:])
 
 
 def labeller(teacher: Teacher) -> Callable[[Tensor], Tensor]:
