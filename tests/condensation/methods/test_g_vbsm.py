@@ -73,6 +73,8 @@ def test_steps_take_different_teachers_and_a_resumed_run_ends_alike(data):
 
     whole, first = made(), made()
     assert {whole.drawn(Clock(n, 20)) for n in range(20)} == {"a", "b"}
+    alone = set_up(GVBSM(backbones=1), data, a=batch_norm_teacher(data, 0), b=batch_norm_teacher(data, 1))
+    assert {alone.drawn(Clock(n, 20)) for n in range(20)} == {"a"}
     descend(whole, 6)
     optimizer = torch.optim.Adam(first.student.parameters(), lr=0.1, betas=(0.5, 0.9))
     for step in range(6):

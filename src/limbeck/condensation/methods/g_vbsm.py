@@ -34,9 +34,10 @@ class GVBSM(DecoupledMethod):
     normalised logits.
 
     Args:
+        backbones: how many of the teachers, the first ones, steps are taken from; 0 for all. All of them label.
         conv_weight: of the convolutions' statistics.
         density_weight: of the densification.
-        tau: its temperature, above 1.
+        tau: its temperature; above 1 the eigenvalues are drawn together.
         momentum: of the moving averages; 0 takes each step's own statistics.
         drop: share of convolutions that a step leaves out.
         patch: cells on each side of a patch; maps are enlarged to whole patches.
@@ -46,6 +47,7 @@ class GVBSM(DecoupledMethod):
     def __init__(
         self,
         *,
+        backbones: int = 0,
         conv_weight: float = 0.01,
         density_weight: float = 1e-5,
         tau: float = 4.0,
@@ -56,10 +58,11 @@ class GVBSM(DecoupledMethod):
         **rest: Any,
     ) -> None:
         super().__init__(**rest)
-        if tau <= 0 or not 0 <= momentum < 1 or not 0 <= drop < 1 or min(patch, batch_real) < 1:
+        if backbones < 0 or tau <= 0 or not 0 <= momentum < 1 or not 0 <= drop < 1 or min(patch, batch_real) < 1:
             raise UserError(
-                "g_vbsm: tau is above 0, momentum and drop from 0 to below 1, patch and batch_real at least 1"
+                "g_vbsm: backbones is 0 or more, tau above 0, momentum and drop from 0 to below 1, patch and batch_real at least 1"
             )
+        self.backbones = backbones
         self.conv_weight = conv_weight
         self.density_weight = density_weight
         self.tau = tau
@@ -82,7 +85,8 @@ class GVBSM(DecoupledMethod):
     def drawn(self, clock: Clock) -> str:
         """The role of the teacher that a step takes."""
         draw = uniform(torch.zeros(1, dtype=torch.int64), (1,), (clock.seed, clock.step, "backbone"))
-        return list(self.teachers)[int(float(draw) * len(self.teachers))]
+        pool = list(self.teachers)[: self.backbones or None]
+        return pool[int(float(draw) * len(pool))]
 
     def terms(self, clock: Clock) -> dict[str, Term]:
         """The terms ``class``, ``bn``, ``conv`` and ``density``, added up over slots or classes."""
