@@ -60,7 +60,8 @@ class GVBSM(DecoupledMethod):
         super().__init__(**rest)
         if backbones < 0 or tau <= 0 or not 0 <= momentum < 1 or not 0 <= drop < 1 or min(patch, batch_real) < 1:
             raise UserError(
-                "g_vbsm: backbones is 0 or more, tau above 0, momentum and drop from 0 to below 1, patch and batch_real at least 1"
+                "g_vbsm: backbones is 0 or more, tau above 0, momentum and drop from 0 "
+                "to below 1, patch and batch_real at least 1"
             )
         self.backbones = backbones
         self.conv_weight = conv_weight
