@@ -95,6 +95,8 @@ def relabelled_images(
     temperature: float = 20.0,
     lr: float = 1e-3,
     smooth: float = 1.0,
+    loss: Literal["kl", "mse"] = "kl",
+    gamma: float = 0.1,
     data: Any = None,
     classes: int,
     shape: tuple[int, ...],
@@ -118,6 +120,9 @@ def relabelled_images(
         temperature: of both sides of the divergence.
         lr: of networks that learn the set.
         smooth: 1 lets the rate fall to zero, 2 to a half (CV-DD; arXiv 2501.07575).
+        loss: ``kl``, or ``mse`` of the logits with ``gamma`` times the cross-entropy with the hard labels of the
+            images before they are mixed (G-VBSM; arXiv 2311.17950).
+        gamma: of that cross-entropy.
         data: as for ``synthetic_images``.
         classes: number of classes.
         shape: of one image.
@@ -126,16 +131,23 @@ def relabelled_images(
     Raises:
         UserError: a number is out of range, the data has no training split to start from, or a class is too small.
     """
-    if per_class < 1 or epochs < 1 or batch_size < 1 or not 0 < crop <= 1 or min(temperature, lr, smooth) <= 0:
+    if (
+        per_class < 1
+        or epochs < 1
+        or batch_size < 1
+        or not 0 < crop <= 1
+        or min(temperature, lr, smooth) <= 0
+        or gamma < 0
+    ):
         raise UserError(
             "relabelled_images: per_class, epochs and batch_size are at least 1, crop is a share of the area, and "
-            "temperature, lr and smooth are above 0"
+            "temperature, lr and smooth are above 0, gamma 0 or more"
         )
     if tiles < 1 or any(side % tiles for side in shape[1:]):
         raise UserError(f"relabelled_images: images of {tuple(shape[1:])} pixels cannot be cut into {tiles} x {tiles}")
     of_images = torch.arange(classes).repeat_interleave(per_class)
     form: dict[str, Any] = {"epochs": epochs, "classes": classes, "tiles": tiles, "temperature": temperature}
-    form |= {"lr": lr, "smooth": smooth, "stored": labels == "stored"}
+    form |= {"lr": lr, "smooth": smooth, "stored": labels == "stored", "loss": loss, "gamma": gamma}
     images, limits = torch.zeros(len(of_images), *shape), None
     if data is not None:
         images, seed = starting_images(per_class, init, data, shape, classes, seed, tiles)

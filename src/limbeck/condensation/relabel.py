@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from limbeck.engine.noise import uniform
 
 Mix = Literal["none", "cutmix", "mixup"]
+Loss = Literal["kl", "mse"]
 BETA = 0.8
 """Both parameters of MixUp's share."""
 TRIES = 64
@@ -166,6 +167,9 @@ class Lessons:
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
         smooth: the rate falls as ``(1 + cos(pi e / (smooth E))) / 2``: with 1 to zero, with 2 to a half.
+        labels: hard ones of the images, int64 [N]; with them the loss is the mean squared error of the logits and
+            ``gamma`` times the cross-entropy with a sight's own labels (G-VBSM; arXiv 2311.17950).
+        gamma: of that cross-entropy.
     """
 
     images: Tensor
@@ -176,9 +180,13 @@ class Lessons:
     lr: float = 1e-3
     weight_decay: float = 0.01
     smooth: float = 1.0
+    labels: Tensor | None = None
+    gamma: float = 0.1
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch, a scalar."""
+    def loss(self, logits: Tensor, target: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Mean over the batch, a scalar; ``rows`` says which images it is of, where hard labels count."""
+        if self.labels is not None:
+            return F.mse_loss(logits, target) + self.gamma * F.cross_entropy(logits, self.labels[rows])
         if self.temperature is None:
             return F.cross_entropy(logits, target)
         said, wanted = (F.log_softmax(z / self.temperature, 1) for z in (logits, target))
@@ -194,7 +202,7 @@ def learn(network: nn.Module, lessons: Lessons) -> nn.Module:
             group["lr"] = lessons.lr * (1 + math.cos(math.pi * epoch / (lessons.smooth * lessons.epochs))) / 2
         for sight in lessons.views.epoch(lessons.images, epoch):
             optimizer.zero_grad()
-            lessons.loss(network(sight.images), lessons.target(epoch, sight)).backward()
+            lessons.loss(network(sight.images), lessons.target(epoch, sight), sight.rows).backward()
             optimizer.step()
     return network.eval()
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from limbeck.condensation.relabel import Lessons, Views, mixed_classes, relabelled
+from limbeck.condensation.relabel import Lessons, Loss, Views, mixed_classes, relabelled
 from limbeck.data.base import DataSpec, Source
 from limbeck.engine.noise import normal, uniform
 from limbeck.engine.teacher import Teacher
@@ -112,6 +112,7 @@ class SyntheticImages(nn.Module):
             own = {} if self.rate is None else {"lr": float(self.rate)}
             return {"loss": "squared error" if self.regression else "cross-entropy", **own}
         views = asdict(lessons.views)
+        hard = {} if lessons.labels is None else {"loss": "MSE + gamma cross-entropy", "gamma": lessons.gamma}
         return {
             "loss": "cross-entropy" if lessons.temperature is None else "KL(teacher || student)",
             "temperature": lessons.temperature,
@@ -121,6 +122,7 @@ class SyntheticImages(nn.Module):
             "schedule": f"(1 + cos(pi epoch / ({lessons.smooth:g} epochs))) / 2",
             "epochs": lessons.epochs,
             **views,
+            **hard,
         }
 
     def storage(self) -> dict[str, int]:
@@ -174,7 +176,7 @@ class RelabelledImages(SyntheticImages):
         epochs: how often all images are seen.
         classes: K, of the teachers.
         stored: keep the logits.
-        temperature, lr, smooth: as for :class:`~limbeck.condensation.relabel.Lessons`.
+        loss, gamma, temperature, lr, smooth: as for :class:`~limbeck.condensation.relabel.Lessons`.
     """
 
     soft: Tensor
@@ -195,9 +197,11 @@ class RelabelledImages(SyntheticImages):
         lr: float = 1e-3,
         smooth: float = 1.0,
         stored: bool = True,
+        loss: Loss = "kl",
+        gamma: float = 0.1,
     ) -> None:
         super().__init__(images, labels, limits, seed, tiles=tiles)
-        self.stored = stored
+        self.stored, self.loss, self.gamma = stored, loss, gamma
         self._views, self.epochs, self.temperature, self.lr, self.smooth = views, epochs, temperature, lr, smooth
         self.register_buffer("sight_seed", torch.tensor(views.seed))
         kept = epochs if stored else 0
@@ -233,6 +237,8 @@ class RelabelledImages(SyntheticImages):
             temperature=self.temperature if self.stored else None,
             lr=self.lr,
             smooth=self.smooth,
+            labels=labels if self.stored and self.loss == "mse" else None,
+            gamma=self.gamma,
         )
 
 
@@ -291,6 +297,7 @@ def relabel_by(
     weights: Sequence[float] | None = None,
     *,
     batch_parts: int = 0,
+    normalised: bool = False,
 ) -> None:
     """Store the mean logits of the teachers in a set that stores soft labels; any other set stays as it is.
 
@@ -300,6 +307,7 @@ def relabel_by(
         weights: of the teachers; by default all alike, together 1.
         batch_parts: into how many parts a batch is cut, each of which batch normalisation takes its statistics from
             (CV-DD; arXiv 2501.07575); 0 for those that it remembers. What it remembers stays as it is either way.
+        normalised: bring the teachers' logits to the same norm over a batch first (G-VBSM; arXiv 2311.17950).
 
     Raises:
         UserError: there is no teacher.
@@ -312,7 +320,19 @@ def relabel_by(
         teacher.module.to(student.images.device)
     shares = [1 / len(teachers)] * len(teachers) if weights is None else weights
     asked = [batch_labeller(t, batch_parts) if batch_parts else labeller(t) for t in teachers.values()]
-    student.relabel_(lambda x: torch.stack([w * ask(x) for w, ask in zip(shares, asked, strict=True)]).sum(0))
+
+    def label(images: Tensor) -> Tensor:
+        told = torch.stack([ask(images) for ask in asked])
+        said = zip(shares, alike(told) if normalised else told, strict=True)
+        return torch.stack([share * logits for share, logits in said]).sum(0)
+
+    student.relabel_(label)
+
+
+def alike(logits: Tensor) -> Tensor:
+    """Logits [T, B, K], those of each teacher brought to the mean of all teachers' norms over the batch."""
+    norms = logits.norm(dim=(1, 2), keepdim=True)
+    return logits / norms.clamp(min=torch.finfo(norms.dtype).tiny) * norms.mean(0, keepdim=True)
 
 
 def labeller(teacher: Teacher) -> Callable[[Tensor], Tensor]:
