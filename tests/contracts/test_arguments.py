@@ -81,6 +81,10 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     **{(m, "expert_epochs"): {"method": {"starts": None}} for m in ("mtt", "tesla", "ftd", "ast")},
     **{(m, "targets_lr"): {"student": {"labels": "soft"}} for m in ("mtt", "tesla", "ftd", "ast")},
     ("dc", "paired"): {"method": {"augment": ["scale", "rotate"]}},
+    **{(m, a): {"method": {"pool": 1}} for m in ("frepo", "krr_st") for a in ("life", "net_lr", "net_batch")},
+    ("krr_st", "net_decay"): {"method": {"pool": 1}},
+    **{("idm", a): {"method": {"looking": 4, "learning": 4}} for a in ("net_steps", "net_batch", "net_lr", "ce")},
+    ("sfgc", "expert_states"): {"method": {"starts": None}},
     ("gcond", "hidden"): {"method": {"net": "gcn"}},
     ("gcond", "structure_steps"): {"method": {"feature_steps": 1}},
     ("mirage", "least"): {"method": {"support": 0.01}},
@@ -88,13 +92,16 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("real_graphs", "patterns"): {"method": {"support": 0.1}},
     ("cv_dd", "prior_temperature"): {"method": {"priors": [10.0, 20.0, 30.0]}},
     ("cv_dd", "label_temperature"): {"method": {"scores": [10.0, 20.0, 30.0]}},
+    ("g_vbsm", "momentum"): {"method": {"backbones": 1}},
     ("opd", "clip"): {"method": {"old_from": "sampler", "heat": 3.0}},
 }
 """Where an argument is alive that belongs to more than one other, by method and argument."""
 OWN = "its own"
-ELSEWHERE = {("seq_kd", "length_penalty"), ("mose", "stage")} | {(m, "checkpoint") for m in ("dd", "mtt", "ftd", "ast")}
+ELSEWHERE = {("seq_kd", "length_penalty"), ("mose", "stage"), ("sfgc", "score_every"), ("sfgc", "score_strength")} | {
+    (m, "checkpoint") for m in ("dd", "mtt", "ftd", "ast", "sfgc")
+}
 """Arguments that the benches cannot show, with tests of their own: texts that never end early, stages that learn from
-different data, memory that is saved and changes no number."""
+different data, memory that is saved and changes no number, choices that few steps do not show."""
 
 ARGUMENTS = [(m, p.name) for m in methods() for p in find("method", m).params if has_others(p)]
 FLOATS = [(m, a) for m, a in ARGUMENTS if float in kinds(find("method", m).param(a).annotation)]  # type: ignore[union-attr]

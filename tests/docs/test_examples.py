@@ -68,3 +68,16 @@ def test_cutting_the_batch_does_not_change_what_the_method_of_the_page_learns(
         return weights(method.student)
 
     torch.testing.assert_close(trained(1), trained(4))
+
+
+def test_the_uses_of_a_condensed_set_work(in_examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import condensed_uses as uses
+
+    monkeypatch.setattr(uses, "TASKS", ((0, 1), (2, 3)))
+    monkeypatch.setattr(uses, "product", lambda *_: [(4, 1, "none"), (4, 1, "instance")])
+    few = uses.REAL.draw(5, 0)
+    known = torch.isin(uses.TEST["label"], torch.arange(4)).double().mean().item()
+    assert uses.continual(None, 0) < 0.6 * known < uses.continual(few, 0)
+    assert len(uses.proxy(few, 0)) == 2
+    assert uses.rank_correlation([0.1, 0.2, 0.3], [0.2, 0.4, 0.9]) == pytest.approx(1.0)
+    assert uses.rank_correlation([0.1, 0.2, 0.3], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)

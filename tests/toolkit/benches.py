@@ -46,7 +46,7 @@ IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
 
 CAPS = {
     "hidden": 16, "width": 16, "dim": 16, "layers": 2, "depth": 2, "heads": 2, "pairs": 32, "pair_steps": 4,
-    "batch_real": 4, "per_class": 2, "synthesis_batch": 32, "ffn": 8,
+    "batch_real": 4, "per_class": 2, "synthesis_batch": 32, "ffn": 8, "experts": 4,
 }  # fmt: skip
 """Largest values of sizes that cost time, by argument name. Every other whole number is cut at 64."""
 
@@ -194,6 +194,8 @@ def _small_block(kind: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes cut, those that the block leaves to the signature too; nested blocks likewise."""
     part = find(kind, block["name"]) if isinstance(block.get("name"), str) and block["name"] != "auto" else None
     made = {k: _small_value(k, v) for k, v in block.items()}
+    if block.get("labels") == "features":
+        made["dim"] = block["dim"]  # what the teacher gives, which is not cut below it
     if part and part.facts.get("from_teacher"):
         made |= {"hidden": CAPS["hidden"] // 4}  # cut in earnest: it would be its small teacher nearly as it is
     for p in part.params if part else ():

@@ -6,7 +6,7 @@ serves every set that is learned from the same images, network, seed and course.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -225,9 +225,62 @@ def _scale(images: Tensor, of: str) -> int:
 
 # -- the buffer --------------------------------------------------------------------------------------------------------
 
+Walks = Callable[[list[int], int, torch.device], Tensor]
+"""From the numbers of E experts, an epoch and a device to weights [E, stops, P] up to that stop."""
+
+
+class Buffer:
+    """The trajectories of ``count`` experts, found on disk or made when they are first asked for.
+
+    Args:
+        walks: trains experts.
+        facts: what the weights depend on, by which they are found again; asked for when they are first wanted.
+        count: how many experts.
+        stops: weights that are kept of each.
+        keep: how much of the disk they may take ("10GB"); None holds them in memory.
+        quiet: no progress.
+    """
+
+    def __init__(
+        self,
+        walks: Walks,
+        facts: Callable[[], Mapping[str, Any]],
+        count: int,
+        stops: int,
+        *,
+        keep: str | None = "10GB",
+        quiet: bool = False,
+    ) -> None:
+        self.walks, self.facts, self.count, self.stops, self.keep, self.quiet = walks, facts, count, stops, keep, quiet
+        self._pool: Pool | None = None
+
+    def at(self, expert: int, stops: list[int], device: torch.device) -> list[Tensor]:
+        """Weights [P] of an expert at these stops."""
+        if self._pool is None:
+            self._pool = self._open(device)
+        rows = torch.tensor([expert * self.stops + stop for stop in stops], device=device)
+        return list(self._pool[rows]["weights"])
+
+    def _open(self, device: torch.device) -> Pool:
+        keeping = None
+        if self.keep is not None:
+            facts = {"what": "expert weights", **self.facts(), "together": TOGETHER}
+            keeping = Keeping(facts, parse_bytes(self.keep), {"experts": self.count}, "experts")
+        chunk = TOGETHER * self.stops
+        return make_pool(
+            self._make, self.count * self.stops, chunk=chunk, device=device, keeping=keeping, quiet=self.quiet
+        )
+
+    def _make(self, rows: Tensor) -> Rows:
+        """Weights by row, which is expert times stops plus stop; trained as far as is asked for."""
+        experts, stops = rows // self.stops, rows % self.stops
+        numbers = experts.unique()
+        found = self.walks(numbers.tolist(), int(stops.max()), rows.device)
+        return {"weights": found[torch.searchsorted(numbers, experts), stops]}
+
 
 class Experts:
-    """The trajectories of ``count`` experts, found on disk or made when they are first asked for.
+    """The experts of a course on images, with their weights before the first epoch and after each.
 
     Args:
         block: the networks' recipe block.
@@ -236,8 +289,7 @@ class Experts:
         course: how they are trained.
         count: how many experts.
         seed: of the run.
-        keep: how much of the disk they may take ("10GB"); None holds them in memory.
-        quiet: no progress.
+        keep, quiet: as for :class:`Buffer`.
     """
 
     def __init__(
@@ -252,53 +304,25 @@ class Experts:
         keep: str | None = "10GB",
         quiet: bool = False,
     ) -> None:
-        self.block, self.fresh, self.real, self.course = block, fresh, real, course
-        self.count, self.seed, self.keep, self.quiet = count, seed, keep, quiet
+        self.block, self.fresh, self.real, self.course, self.count, self.seed = block, fresh, real, course, count, seed
         self.net = Flat(fresh((seed, "layers")))
-        self._pool: Pool | None = None
-
-    @property
-    def stops(self) -> int:
-        """Weights that are kept of each expert: before the first epoch and after each."""
-        return self.course.epochs + 1
+        self._buffer = Buffer(self._walks, self._facts, count, course.epochs + 1, keep=keep, quiet=quiet)
 
     def at(self, expert: int, epochs: list[int], device: torch.device) -> list[Tensor]:
         """Weights [P] of an expert after so many epochs each."""
-        if self._pool is None:
-            self._pool = self._open(device)
-        rows = torch.tensor([expert * self.stops + epoch for epoch in epochs], device=device)
-        return list(self._pool[rows]["weights"])
-
-    def _open(self, device: torch.device) -> Pool:
         self.real.to(device)
         self.net.network.to(device)
-        keeping = None
-        if self.keep is not None:
-            facts: dict[str, Any] = {"what": "expert weights", "net": self.block.tree(), "seed": self.seed}
-            images = {"images": self.real.images, "labels": self.real.labels}
-            facts |= {"images": tensor_hash(images), "course": asdict(self.course), "together": TOGETHER}
-            keeping = Keeping(facts, parse_bytes(self.keep), {"experts": self.count}, "experts")
-        chunk = TOGETHER * self.stops
-        return make_pool(
-            self._make, self.count * self.stops, chunk=chunk, device=device, keeping=keeping, quiet=self.quiet
-        )
+        return self._buffer.at(expert, epochs, device)
 
-    def _make(self, rows: Tensor) -> Rows:
-        """Weights by row, which is expert times stops plus epoch; trained as far as is asked for."""
-        experts, epochs = rows // self.stops, rows % self.stops
-        numbers = experts.unique()
-        starts = torch.stack([self.net.weights(self.fresh((self.seed, "expert", n))) for n in numbers.tolist()])
-        keys: list[Hashable] = [(self.seed, "expert", n, "course") for n in numbers.tolist()]
-        found = trajectories(
-            self.net,
-            starts.to(rows.device),
-            self.real,
-            self.course,
-            keys,
-            until=int(epochs.max()),
-            stacked=len(numbers) > 1 and stacks_well(self.net.network, rows.device),
-        )
-        return {"weights": found[torch.searchsorted(numbers, experts), epochs]}
+    def _facts(self) -> dict[str, Any]:
+        images = tensor_hash({"images": self.real.images, "labels": self.real.labels})
+        return {"net": self.block.tree(), "seed": self.seed, "images": images, "course": asdict(self.course)}
+
+    def _walks(self, numbers: list[int], until: int, device: torch.device) -> Tensor:
+        starts = torch.stack([self.net.weights(self.fresh((self.seed, "expert", n))) for n in numbers])
+        keys: list[Hashable] = [(self.seed, "expert", n, "course") for n in numbers]
+        stacked = len(numbers) > 1 and stacks_well(self.net.network, device)
+        return trajectories(self.net, starts.to(device), self.real, self.course, keys, until=until, stacked=stacked)
 
 
 def require_budget(keep: str | None) -> None:

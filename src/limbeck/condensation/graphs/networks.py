@@ -36,7 +36,7 @@ class NodeNetwork(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.kind, self.passings = kind, layers
 
-    def forward(self, features: Tensor, adjacency: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, adjacency: Tensor | None = None) -> Tensor:
         """Features [N, F] and a normalised adjacency [N, N], dense or sparse (None: no edges) -> logits [N, K]."""
         if self.kind == "sgc":
             return self.head(spread(features, adjacency, self.passings))

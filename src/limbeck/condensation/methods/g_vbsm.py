@@ -77,11 +77,13 @@ class GVBSM(DecoupledMethod):
         """Take the statistics of the real images.
 
         Raises:
-            UserError: as :meth:`DecoupledMethod.setup`.
+            UserError: as :meth:`DecoupledMethod.setup`, or a class has no training image.
         """
         super().setup(parts)
-        real = real_images(parts).images.to(next(parts.student.parameters()).device)
-        self.real = {name: real_moments(t, real, self.batch_real, self.patch) for name, t in self.teachers.items()}
+        real = real_images(parts)
+        real.require(1)
+        images = real.images.to(next(parts.student.parameters()).device)
+        self.real = {name: real_moments(t, images, self.batch_real, self.patch) for name, t in self.teachers.items()}
 
     def drawn(self, clock: Clock) -> str:
         """The role of the teacher that a step takes."""
