@@ -28,6 +28,7 @@ NAMES = (
     "vocabulary_head",
     "expert_buffer",
     "block_contrast",
+    "matching_step",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -27,6 +27,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
         "vocabulary_head",
         "expert_buffer",
         "block_contrast",
+        "matching_step",
     ],
 )
 def test_each_benchmark_runs_and_writes_its_numbers_with_the_machine(

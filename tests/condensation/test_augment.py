@@ -68,6 +68,13 @@ def test_a_mixed_batch_equals_one_call_per_group():
     whole = augment(x, draws, groups)
     for group in range(4):
         assert torch.allclose(whole[groups == group], augment(x[groups == group], draws, groups[groups == group]))
+        assert torch.allclose(whole[groups == group], augment(x[groups == group], draws.group(group), [3]))
+
+
+def test_sizes_of_groups_say_what_numbers_of_groups_do():
+    x, draws = images(12), siamese(4, "mixed")
+    groups = torch.tensor([0] * 5 + [2] * 6 + [3])
+    assert torch.equal(augment(x, draws, [5, 0, 6, 1]), augment(x, draws, groups))
 
 
 # -- gradients and identity

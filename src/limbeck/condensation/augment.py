@@ -13,7 +13,7 @@ the batch, and for each image its own numbers. Contrast is about each image's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,10 @@ class Draws:
     op: Tensor
     numbers: Tensor
 
+    def group(self, number: int) -> Draws:
+        """Those of one group alone."""
+        return Draws(self.ops, self.op[number : number + 1], self.numbers[number : number + 1])
+
 
 def siamese(groups: int, key: Hashable, ops: tuple[str, ...] = OPS) -> Draws:
     """One operation and one set of numbers for each of ``groups`` groups."""
@@ -84,13 +88,16 @@ def unpaired(count: int, key: Hashable, ops: tuple[str, ...] = OPS) -> Draws:
     return Draws(_known(ops), one.expand(count), uniform(torch.arange(count), (NUMBERS,), (key, "numbers")))
 
 
-def augment(images: Tensor, draws: Draws, groups: Tensor | None = None, strength: Strength = PUBLISHED) -> Tensor:
+def augment(
+    images: Tensor, draws: Draws, groups: Tensor | Sequence[int] | None = None, strength: Strength = PUBLISHED
+) -> Tensor:
     """Augment images [B, C, H, W]; differentiable in the pixels.
 
     Args:
         images: [B, C, H, W].
         draws: what to do for each group.
-        groups: int64 [B], the group of each image (its label, in the paired use); by default image i is group i.
+        groups: int64 [B], the group of each image (its label, in the paired use); or how many images each group has,
+            of images that are sorted by group, so that nothing waits for a device; by default image i is group i.
         strength: limits of the operations.
 
     Raises:
@@ -98,18 +105,21 @@ def augment(images: Tensor, draws: Draws, groups: Tensor | None = None, strength
     """
     if images.dim() != 4:
         raise ValueError(f"images must be [B, C, H, W], got {tuple(images.shape)}")
+    if groups is not None and not isinstance(groups, Tensor):
+        groups = torch.arange(len(groups)).repeat_interleave(torch.tensor(groups))
     count = len(draws.op) if groups is None else len(groups)
     if count != len(images):
         raise ValueError(f"{len(images)} images but {count} groups")
-    op, numbers = draws.op.to(images.device), draws.numbers.to(images.device, images.dtype)
+    op, numbers = draws.op, draws.numbers
     if groups is not None:
-        op, numbers = op[groups], numbers[groups]
+        op, numbers = op[groups.cpu()], numbers[groups.cpu()]
+    numbers = numbers.to(images.device, images.dtype)
     used = draws.op.unique().tolist()
     if len(used) == 1:
         return OPERATIONS[draws.ops[used[0]]](images, numbers, strength)
     out = images
     for index in used:
-        rows = (op == index).nonzero()[:, 0]
+        rows = (op == index).nonzero()[:, 0].to(images.device)
         if len(rows):
             out = out.index_copy(0, rows, OPERATIONS[draws.ops[index]](images[rows], numbers[rows], strength))
     return out

@@ -93,8 +93,13 @@ class MatchingMethod(Method):
         real, real_labels = self.real.to(images.device).draw(self.batch_real, (key, "real"))
         if self.augment:
             draws = siamese(self.real.classes, (key, "augment"), self.augment)
-            images, real = augment(images, draws, labels), augment(real, draws, real_labels)
+            images = augment(images, draws, self.equal(len(images)))
+            real = augment(real, draws, self.real.shares(self.batch_real))
         return Sets(real, real_labels, images, labels)
+
+    def equal(self, count: int) -> list[int]:
+        """How many of ``count`` images of the student each class has."""
+        return [count // self.real.classes] * self.real.classes
 
     def after_step(self, clock: Clock) -> None:
         """Clamp, if asked to; at the end store soft labels, where the student has room for them."""

@@ -17,6 +17,9 @@ from limbeck.engine.noise import key_of, uniform
 from limbeck.errors import UserError
 from limbeck.registry import Block, build
 
+CHUNK, CACHED_PIXELS = 1024, 2**17
+"""Images that are embedded at once, at most, and how many pixels of them on a processor."""
+
 
 def paper_convnet(shape: Sequence[int]) -> Block:
     """ConvNet-D as the papers choose it: 128 channels, stages until the map is 4 x 4 (3 for 32 pixels, 4 for 64)."""
@@ -74,11 +77,17 @@ def relu_maps(network: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]
 
 
 @torch.no_grad()
-def embed(network: nn.Module, images: Tensor, chunk: int = 1024) -> Tensor:
-    """Features [B, D] without gradient: in pieces that bound the memory, whole where batch norm is in training mode."""
+def embed(network: nn.Module, images: Tensor, chunk: int | None = None) -> Tensor:
+    """Features [B, D] without gradient, ``chunk`` images at once; all where batch norm is in training mode.
+
+    By default a processor takes as few as its caches hold, which is faster than large batches
+    (``benchmarks/matching_step.py``).
+    """
     phi = features_of(network)
     whole = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
-    return torch.cat([phi(piece) for piece in ([images] if whole else images.split(chunk))])
+    cached = CACHED_PIXELS // images.shape[2:].numel() if images.device.type == "cpu" else CHUNK
+    size = chunk or min(max(cached, 1), CHUNK)
+    return torch.cat([phi(piece) for piece in ([images] if whole else images.split(size))])
 
 
 def post_train(

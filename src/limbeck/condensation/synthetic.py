@@ -452,6 +452,10 @@ class RealImages:
         picks = [start + share.argsort()[:per_class] for start, share in zip(starts, shares, strict=True)]
         return torch.cat(picks).to(self.labels.device)
 
+    def shares(self, per_class: int) -> list[int]:
+        """How many images of each class :meth:`rows` draws."""
+        return [min(per_class, count) for count in self.counts]
+
     def draw(self, per_class: int, key: Hashable) -> tuple[Tensor, Tensor]:
         """Images and labels of :meth:`rows`."""
         rows = self.rows(per_class, key)

@@ -86,33 +86,33 @@ class DC(MatchingMethod):
 
     def terms(self, clock: Clock) -> dict[str, Term]:
         """The one term of a step: its value, and the gradient that it gives the images, found class by class."""
-        images, labels = self.student()
+        images, _ = self.student()
         network = self.seen_by(clock, images.device)
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
             total = torch.zeros((), device=images.device)
             gradient = torch.zeros_like(leaf)
-            for loss in self.classes(network, leaf, labels, (clock.seed, clock.step)):
+            for loss in self.classes(network, leaf, (clock.seed, clock.step)):
                 gradient += torch.autograd.grad(loss, leaf)[0]
                 total += loss.detach()
         moved = (images * gradient).sum()
         return {"gradients": Term(total + moved - moved.detach(), 1, unit="sets")}
 
-    def classes(self, network: nn.Module, images: Tensor, labels: Tensor, key: tuple[int, int]) -> Iterator[Tensor]:
+    def classes(self, network: nn.Module, images: Tensor, key: tuple[int, int]) -> Iterator[Tensor]:
         """The distance of each class in turn; the graph of one need not outlive it."""
         weights = self.weights(network)
-        real, real_labels = self.real.to(images.device).draw(self.batch_real, (key, "real"))
+        real, _ = self.real.to(images.device).draw(self.batch_real, (key, "real"))
+        shares, equal = self.real.shares(self.batch_real), self.equal(len(images))
         draws = None
         if self.augment:
             draws = siamese(self.real.classes, (key, "augment"), self.augment)
-            real = augment(real, draws, real_labels)
+            real = augment(real, draws, shares)
             if not self.paired:
                 draws = siamese(self.real.classes, (key, "augment of the images"), self.augment)
-        for c in range(self.real.classes):
-            own = images[labels == c]
+        for c, (of_class, own) in enumerate(zip(real.split(shares), images.split(equal), strict=True)):
             if draws is not None:
-                own = augment(own, draws, labels[labels == c])
-            wanted = torch.autograd.grad(_loss(network, real[real_labels == c], c), weights)
+                own = augment(own, draws.group(c), [len(own)])
+            wanted = torch.autograd.grad(_loss(network, of_class, c), weights)
             given = torch.autograd.grad(_loss(network, own, c), weights, create_graph=True)
             yield gradient_distance(wanted, given, self.distance)
 
