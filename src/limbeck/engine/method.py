@@ -166,7 +166,10 @@ class Method:
     streams: ClassVar[bool] = False
     """True when the method can learn from several named streams of data; its batch is then a map of batches."""
     controls: ClassVar[Mapping[str, dict[str, Any]]] = {"alone": {"method": {"name": "supervised"}, "teacher": None}}
-    """Arms that a run trains beside the method, each a name and the overrides of the recipe that make it."""
+    """Arms that a run trains beside the method, each a name and the overrides of the recipe that make it.
+
+    ``same: True`` in such an arm's method block hands on the arguments that both methods have.
+    """
 
     learners: dict[str, nn.Module]
     frozen: dict[str, nn.Module]

@@ -401,11 +401,22 @@ def control_arms(controls: Any, method: Block | None, student: StudentBlock | No
         return dict(controls)
     if controls is not True or method is None:
         return {}
-    own = dict(find("method", method.name).facts.get("controls", DEFAULT_CONTROLS))
+    declared = find("method", method.name).facts.get("controls", DEFAULT_CONTROLS)
+    own = {name: _handed_on(over, method) for name, over in declared.items()}
     if student is None or not needs_teacher(student.block):
         return own
     kept = {name: {k: v for k, v in over.items() if (k, v) != ("teacher", None)} for name, over in own.items()}
     return {name: over for name, over in kept.items() if over}
+
+
+def _handed_on(overrides: Mapping[str, Any], method: Block) -> dict[str, Any]:
+    """A control whose method's block says ``same: true`` gets the arguments that both methods have."""
+    block = overrides.get("method")
+    if not isinstance(block, Mapping) or not block.get("same"):
+        return dict(overrides)
+    part = find("method", block["name"])
+    shared = {name: value for name, value in method.args.items() if part.param(name) is not None}
+    return {**overrides, "method": {**shared, **{k: v for k, v in block.items() if k != "same"}}}
 
 
 def _check_variants(root: Node, check: Checker, made: Assembly, extra: Node | None) -> None:

@@ -10,6 +10,7 @@ from limbeck.condensation.methods.mirage import Mirage
 from limbeck.condensation.methods.real_graphs import RealGraphs, fitting
 from limbeck.data.graph_sets import graph_sets
 from limbeck.engine.method import Parts
+from limbeck.recipe import load_recipe
 
 DATA = graph_sets(count=48, tree=3, extra_edges=0)
 
@@ -43,3 +44,14 @@ def test_one_of_each_class_is_kept_at_least():
     graphs = [GraphBatch.of(graph) for graph in DATA.train.graphs[:5]]
     assert len(fitting(graphs, 0, 2)) == 2
     assert len(fitting(graphs, 10**9, 2)) == 5
+
+
+def test_the_control_of_a_run_is_that_of_its_own_arguments():
+    recipe = load_recipe(
+        {
+            "data": "graph_sets",
+            "student": "graph_collection",
+            "method": {"name": "mirage", "support": 0.1, "weigh": "none"},
+        }
+    )
+    assert recipe.control_arms == {"random": {"method": {"name": "real_graphs", "support": 0.1}}}

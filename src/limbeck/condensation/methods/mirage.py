@@ -38,7 +38,7 @@ class Mirage(Method):
 
     data_free = True
     fixed = ("support",)
-    controls: ClassVar[Mapping[str, dict[str, Any]]] = {"random": {"method": {"name": "real_graphs"}}}
+    controls: ClassVar[Mapping[str, dict[str, Any]]] = {"random": {"method": {"name": "real_graphs", "same": True}}}
 
     def __init__(
         self,
