@@ -93,7 +93,7 @@ def plan_lines(recipe: Recipe, offers: Mapping[str, Any], seed: int) -> list[str
         if section in ("seed", "phases", "controls", "stages") or not rest or rest.rsplit(".", 1)[-1] == "data":
             continue
         origin = _origin(where)
-        shown = offers.get(rest.rsplit(".", 1)[-1]) if origin == "the data" and value is None else value
+        shown = offers.get(rest.rsplit(".", 1)[-1], value) if origin == "the data" else value
         if (shown not in (None, [], {}, False, "") and key not in UNSAID) or origin == "":
             rest = rest.removesuffix(".name")
             text = _short(shown) if rest == "name" or rest.isdecimal() else f"{rest}={_short(shown)}"
