@@ -15,7 +15,7 @@ import torch
 from limbeck.engine.loop import Loop
 from limbeck.errors import UserError
 from limbeck.recipe import RecipeError
-from limbeck.recipe.parts import needs_teacher
+from limbeck.recipe.assemble import DEFAULT_CONTROLS, control_arms
 from limbeck.registry import Param, find
 from toolkit.benches import Bench, Run, Watch, bench_of, methods, trained
 
@@ -277,7 +277,7 @@ def test_every_method_has_a_control(bench: Bench) -> None:
 
 
 def test_every_control_is_a_recipe_that_differs(bench: Bench) -> None:
-    for name, overrides in controls_of(bench.name).items():
+    for name, overrides in control_arms(True, bench.recipe.method).items():
         arm = bench.recipe.with_overrides({"controls": False, **overrides})
         assert arm.method != bench.recipe.method or arm.student != bench.recipe.student, name
         assert name.isidentifier()
@@ -289,5 +289,4 @@ def test_the_registry_reads_the_same_facts_as_python_sees(bench: Bench) -> None:
     assert {k: set(v) for k, v in facts.get("needs", {}).items()} == {k: set(v) for k, v in own.needs.items()}
     assert facts.get("data_free", False) == own.data_free
     assert facts.get("truncated", False) == own.truncated
-    if not needs_teacher(bench.recipe.student.block):  # which such a student keeps where it learns alone
-        assert dict(bench.recipe.with_overrides({"controls": True}).control_arms) == dict(own.controls)
+    assert dict(facts.get("controls", DEFAULT_CONTROLS)) == dict(own.controls)
