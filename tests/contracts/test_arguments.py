@@ -131,7 +131,8 @@ def contexts(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
             found[f"{p.name} is on"] = {"method": {p.name: 0.5}}  # what belongs to a term that is off
         elif float in kinds(p.annotation) and now[p.name] == 1:
             found[f"{p.name} is off"] = {"method": {p.name: 0.0}}  # what belongs to the rest
-    return found | ({OWN: WHERE[bench.name, name]} if (bench.name, name) in WHERE else {})
+    own = {OWN: WHERE[bench.name, name]} if (bench.name, name) in WHERE else {}
+    return own | found
 
 
 def _nothing(block: Any) -> dict[str, None]:
