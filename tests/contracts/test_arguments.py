@@ -71,6 +71,7 @@ WHERE: dict[tuple[str, str], dict[str, Any]] = {
     ("tinybert", "layers"): {"teacher": {"layers": 4}},
     ("distiller", "layers"): {"teacher": {"layers": 4}},
     ("alexa_teacher", "layers"): {"teacher": {"layers": 4}, "method": {"hidden_weight": 0.5}},
+    ("cmi", "adv_weight"): {"method": {"iterations": 40}},
     ("gkd", "teacher_share"): {"method": {"student_share": 0.0}},
     ("gold", "teacher_share"): {"teacher": {"data": None}},
     **{(m, a): {"method": {"outer": 5}} for m in ("dc", "dsa") for a in ("inner", "net_lr", "net_batch")},

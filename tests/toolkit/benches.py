@@ -46,7 +46,9 @@ IMAGES = ("digits", "fashion_mnist", "cifar10", "cifar10_lossless")
 
 CAPS = {
     "hidden": 16, "width": 16, "dim": 16, "layers": 2, "depth": 2, "heads": 2, "pairs": 32, "pair_steps": 4,
-    "batch_real": 4, "per_class": 2, "synthesis_batch": 32, "ffn": 8, "experts": 4,
+    "batch_real": 4, "per_class": 2, "synthesis_batch": 32, "ffn": 8, "experts": 4, "expert_epochs": 6, "starts": 3,
+    "expert_states": 12, "ahead": 4, "steps": 8, "iterations": 10, "warmup": 2, "fit_epochs": 8, "epochs": 8,
+    "new_tokens": 12,
 }  # fmt: skip
 """Largest values of sizes that cost time, by argument name. Every other whole number is cut at 64."""
 
