@@ -43,3 +43,30 @@ def test_the_gap_is_ours_less_theirs(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     rows = json.loads((tmp_path / "out.json").read_text("utf8"))["rows"]
     assert rows[0]["gap"] == pytest.approx(15.0 - 14.4)
     assert [row["method"] for row in rows] == [case.method for case in bench.PLAN]
+
+
+def test_a_row_that_is_measured_again_leaves_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import condensation_published as bench
+
+    results = tmp_path / "out.json"
+    for options, accuracy in ([], 15.0), (["--only", "dm"], 27.0):
+        monkeypatch.setattr(bench, "measured", lambda case, further=(), a=accuracy: {"accuracy": a, "std": 0.5})
+        bench.main([*options, "--results", str(results)])
+    rows = json.loads(results.read_text("utf8"))["rows"]
+    assert {row["method"] for row in rows if row["ours"]["accuracy"] == 27.0} == {"dm"}
+    assert [(row["method"], row["per_class"]) for row in rows] == [(case.method, case.per_class) for case in bench.PLAN]
+
+
+def test_a_case_that_fails_leaves_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import condensation_published as bench
+
+    def breaks_at_dm(case, further=()):
+        if case.method == "dm":
+            raise RuntimeError("out of memory")
+        return {"accuracy": 15.0, "std": 0.5}
+
+    monkeypatch.setattr(bench, "measured", breaks_at_dm)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.main(["--results", str(tmp_path / "out.json")])
+    rows = json.loads((tmp_path / "out.json").read_text("utf8"))["rows"]
+    assert [row["method"] for row in rows] == [c.method for c in bench.PLAN][: len(rows)] and rows
