@@ -208,6 +208,29 @@ def test_an_arm_of_another_method_keeps_a_phase_that_learns_from_labels() -> Non
     assert [p.recipe.method.name for p in phase_recipes(other)] == ["dkd", "supervised", "dkd"]
 
 
+def test_an_arm_of_another_method_that_loses_a_learner_s_words_says_so(
+    run: Callable[..., Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = {"name": "mse", "student": "stages.0", "teacher": "stages.0", "projector": {"name": "linear"}}
+    other = {"method": {"name": "dkd"}}
+    same_role = {"method": {"name": "fitnets"}}
+    projectors = {"learners": {"projectors": {"clip": 1.0}}}
+    arms = {
+        "other": other,
+        "silent": same_role,
+        "spoken": {**same_role, "train": projectors},
+        "meant": {**same_role, "train": {"learners": None}},
+    }
+    run(
+        method={"name": "compose", "terms": {"hint": hint}},
+        train={"steps": 2, "batch_size": 16, **projectors},
+        controls=arms,
+        quiet=False,
+    )
+    said = [line for line in capsys.readouterr().err.splitlines() if "is left out" in line]
+    assert len(said) == 1 and said[0].startswith("silent: train.learners.projectors of the recipe is left out")
+
+
 def test_controls_are_trained_on_the_data_and_by_the_teacher_that_they_name(run: Callable[..., Result]) -> None:
     fewer = {"data": {"train_size": 32}, "train": {"steps": None, "epochs": 1}}
     other = {"teacher": {"hidden": 5}}

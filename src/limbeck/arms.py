@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +54,20 @@ def arm_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
     An arm of another method keeps the phases (its student trains as long, from the same weights), but not what phases
     and ``train`` say of the method: its hyper-parameters are no words of the other's, nor are its learners' roles.
+    Roles that are left out in this way, without a word of the overrides, are the arm's ``left_out``.
     """
     whole: dict[str, Any] = {"claim": None, "controls": False, **overrides}
+    left_out: tuple[str, ...] = ()
     if method_named(overrides, recipe.method.name) != recipe.method.name:
         if recipe.phases and "phases" not in overrides:
             whole["phases"] = _student_phases(recipe) or None
         foreign = {role: None for role in recipe.train.learners if role != STUDENT}
         if foreign:
             train = dict(overrides.get("train") or {})
-            whole["train"] = {**train, "learners": {**foreign, **(train.get("learners") or {})}}
-    return recipe.with_overrides(whole)
+            own = train.get("learners") or {}
+            whole["train"] = {**train, "learners": {**foreign, **own}}
+            left_out = () if "learners" in train and not own else tuple(r for r in foreign if r not in own)
+    return replace(recipe.with_overrides(whole), left_out=left_out)
 
 
 def _student_phases(recipe: Recipe) -> list[dict[str, Any]]:

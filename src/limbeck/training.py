@@ -236,6 +236,7 @@ def _train_phase(
         )
         settings = replace(settings, trains=phase.learners)
         _say_what_trains(method, settings, ingredients)
+        _say_what_is_left_out(phase.recipe, method, settings, ingredients)
         rng.seed(seed + 2 + fabric.global_rank)
         validator, best = _validation(recipe, ingredients, stored)
         loggers = _loggers(folder, fabric)
@@ -306,6 +307,17 @@ def _say_what_trains(method: Method, settings: LoopSettings, ingredients: Ingred
     say(f"{settings.label}: trains {', '.join(parts) or 'nothing'}, {settings.steps:,} steps")
     if follows := what_follows(method):
         say(f"{settings.label}: {follows}")
+
+
+def _say_what_is_left_out(recipe: Recipe, method: Method, settings: LoopSettings, ingredients: Ingredients) -> None:
+    """An arm of another method trains a learner of the same role otherwise, which nobody sees in a recipe."""
+    quiet = ingredients.quiet or ingredients.fabric.global_rank
+    for role in () if quiet else recipe.left_out:
+        if role in method.learners:
+            say(
+                f"{settings.label}: train.learners.{role} of the recipe is left out in an arm of another method, which "
+                f"has a learner of that name; say in the arm how it is to be trained"
+            )
 
 
 def what_follows(method: Method) -> str:

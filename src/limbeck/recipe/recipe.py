@@ -48,6 +48,7 @@ class Recipe:
         arms: the claim's arms by name, each the overrides that make it (see :meth:`arm`).
         origin: where every value was written: ``recipes/dkd.yaml:12``, ``--set``, ``default``, ``overrides``.
         remarks: what is odd but no mistake.
+        left_out: roles of which ``train.learners`` spoke before this became an arm of another method.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Recipe:
     licence: str | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    left_out: Sequence[str] = ()
     source: Source = field(kw_only=True)
 
     def __repr__(self) -> str:
