@@ -367,7 +367,8 @@ def test_a_run_over_two_processes_is_whole_and_its_errors_are_one_line(tmp_path:
         assert arm["metrics"]["nll"] == pytest.approx(single.metrics[name]["nll"], rel=1e-3), name
     wrong = go("--set", "evaluate=[{name: calibration, bins: 0}]")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.strip() == "limbeck: calibration needs at least one bin, not bins: 0"
+    own = [line for line in wrong.stderr.splitlines() if not line.startswith("[W")]  # torch may warn of a host's network
+    assert own == ["limbeck: calibration needs at least one bin, not bins: 0"]
 
 
 def test_the_stages_of_the_tests_are_those_of_a_run() -> None:
