@@ -367,7 +367,7 @@ def test_a_run_over_two_processes_is_whole_and_its_errors_are_one_line(tmp_path:
         assert arm["metrics"]["nll"] == pytest.approx(single.metrics[name]["nll"], rel=1e-3), name
     wrong = go("--set", "evaluate=[{name: calibration, bins: 0}]")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    own = [line for line in wrong.stderr.splitlines() if not line.startswith("[W")]  # torch may warn of a host's network
+    own = [line for line in wrong.stderr.splitlines() if not line.startswith("[W")]  # torch may warn of the network
     assert own == ["limbeck: calibration needs at least one bin, not bins: 0"]
 
 
