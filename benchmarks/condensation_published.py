@@ -55,6 +55,7 @@ PLAN = (
     Case("random", 10, "random", differs=LOSSY),
     Case("dm", 1, "dm", SHORT, f"{LOSSY}; 100 steps of 20,000, with a rate of 10, on 64 real images a class"),
     Case("datadam", 1, "datadam", (*SHORT, EPOCHS), f"{LOSSY}; 100 steps of 20,000, with a rate of 10; 1,000 epochs"),
+    Case("dc", 1, "dc", TENTH, f"{LOSSY}; 100 steps of 1,000, with a rate of 1, on 64 real images a class"),
     Case("dsa", 1, "dsa", TENTH, f"{LOSSY}; 100 steps of 1,000, with a rate of 1, on 64 real images a class"),
 )
 QUICK = ("evaluate=[{name: fresh_networks, networks: 1, epochs: 2, architectures: [{name: convnet, width: 4}]}]",)
